@@ -1,0 +1,431 @@
+"""`Client`: the owner of everything; opens, hands out, closes in reverse order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
+
+from ._direct import infer_direct
+from ._errors import InferTimeout, InputError, ServerUnavailable
+from ._memory import MemoryChoice, check_memory
+from ._model import Model
+from ._options import USE_DEFAULT, UseDefault, make_options, seconds
+from ._regions.base import Region, RegionTensor
+from ._results import InferResult
+from ._runtime import Runtime, RuntimeState, Settings
+from ._transports.base import Parameter, ServerError
+from ._urls import SslOptions, parse_url
+
+if TYPE_CHECKING:
+    from tritonclient.grpc.aio import InferenceServerClient
+
+_READY_POLL = 0.05  # seconds between two questions whether the server is ready
+
+
+class _Closable(Protocol):
+    async def aclose(self) -> None: ...
+
+
+Resource = TypeVar("Resource", bound=_Closable)
+
+
+class Opening(Generic[Resource]):
+    """Opens a resource: ``await`` it, or use it in ``async with`` to have it closed."""
+
+    def __init__(self, opened: Callable[[], Awaitable[Resource]]) -> None:
+        self._open = opened
+        self._resource: Resource | None = None
+
+    def __await__(self) -> Generator[Any, Any, Resource]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> Resource:
+        self._resource = await self._open()
+        return self._resource
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        assert self._resource is not None
+        await self._resource.aclose()
+
+
+@dataclass(frozen=True, slots=True)
+class ClientStatistics:
+    """A picture of a client.
+
+    Attributes:
+        bytes_reserved: shared memory held now, in bytes.
+        max_shm_bytes: the limit on it, None for none.
+        models: how many models are open.
+        regions: how many regions of the caller's are open.
+    """
+
+    bytes_reserved: int
+    max_shm_bytes: int | None
+    models: int
+    regions: int
+
+
+class Client:
+    """An asyncio client of one Triton server, and the owner of all memory it shares.
+
+    Making one does no I/O and needs no event loop; it binds to the loop of its first use.
+
+    Args:
+        url: ``"host:port"`` of the server's gRPC endpoint, or ``grpc://``, ``grpcs://``
+            (TLS), ``unix:/path``.
+        memory: where tensors are: ``"system"`` (POSIX shared memory), ``"wire"`` (inside
+            the messages), or ``"auto"``: system if the server can see this host's shared
+            memory, else wire, said once in the log. A named memory never falls back.
+        headers: sent with every call.
+        admin_headers: sent with calls about shared memory besides ``headers``, for servers
+            that restrict them.
+        ssl: True or `SslOptions` for TLS; implied by ``grpcs://``.
+        timeout: seconds for one call where nothing else is said; None for ever.
+        max_shm_bytes: most bytes of shared memory; beyond it CapacityError.
+        shm_mode: file mode of shared memory. Whoever may read it sees the tensors.
+        shm_gid: group of shared memory, for a server under another user.
+        poison: fill outputs with a pattern before each call, so that a backend that writes
+            nothing shows. For debugging; it costs a write per call.
+
+    Raises:
+        InputError: one of them cannot be.
+    """
+
+    def __init__(
+        self,
+        url: str = "localhost:8001",
+        *,
+        memory: str = "auto",
+        headers: Mapping[str, str] | None = None,
+        admin_headers: Mapping[str, str] | None = None,
+        ssl: bool | SslOptions | None = None,
+        timeout: float | None = 60.0,
+        max_shm_bytes: int | None = None,
+        shm_mode: int = 0o600,
+        shm_gid: int | None = None,
+        poison: bool = False,
+    ) -> None:
+        target = parse_url(url)
+        if max_shm_bytes is not None and max_shm_bytes < 0:
+            raise InputError(f"max_shm_bytes is a number of bytes, got {max_shm_bytes}")
+        if not 0 <= shm_mode <= 0o666 or shm_mode & 0o600 != 0o600:
+            raise InputError(f"shm_mode must let its owner read and write, got {oct(shm_mode)}")
+        if ssl is False and target.is_secure:
+            raise InputError("grpcs:// is TLS, ssl=False is not")
+        options = ssl if isinstance(ssl, SslOptions) else None
+        if options is None and (ssl or target.is_secure):
+            options = SslOptions()
+        self._runtime = Runtime(
+            Settings(
+                url=url,
+                target=target,
+                memory=check_memory(memory),
+                headers=_check_headers(headers),
+                admin_headers=_check_headers(admin_headers),
+                ssl=options,
+                timeout=seconds(timeout),
+                max_shm_bytes=max_shm_bytes,
+                shm_mode=shm_mode,
+                shm_gid=shm_gid,
+                poison=poison,
+            )
+        )
+        self._memory = MemoryChoice(self._runtime)
+        self._models: set[Model] = set()
+        self._regions: set[Region] = set()
+        self._triton: InferenceServerClient | None = None
+        self._closing: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Client of {self._runtime.settings.url}, {self._runtime.state.value}>"
+
+    # The server
+
+    async def is_ready(self) -> bool:
+        """Tell whether the server answers and is ready. Cancellation: safe."""
+        self._runtime.check_usable()
+        try:
+            return await self._runtime.transport.is_ready(timeout=self._runtime.settings.timeout)
+        except ServerError:
+            return False
+
+    async def wait_ready(self, timeout: float | None | UseDefault = USE_DEFAULT) -> None:
+        """Wait until the server is ready.
+
+        Args:
+            timeout: seconds to wait; the client's by default, None for ever.
+
+        Raises:
+            ServerUnavailable: it was not ready in time.
+
+        Cancellation: safe.
+        """
+        limit = self._limit(timeout)
+        try:
+            async with asyncio.timeout(limit):
+                while not await self.is_ready():
+                    await asyncio.sleep(_READY_POLL)
+        except TimeoutError as error:
+            raise ServerUnavailable(
+                f"no server at {self._runtime.settings.url} was ready within {limit} seconds; "
+                "check that it runs and that the url is its gRPC port"
+            ) from error
+
+    @property
+    def triton(self) -> InferenceServerClient:
+        """The tritonclient aio client of the same server, for all that is not wrapped here.
+
+        It is made at the first use, without the headers, and closed with this client. Its
+        own calls do not know about slots: do not infer from memory of this client with it.
+        """
+        self._runtime.check_usable()
+        if self._triton is None:
+            from tritonclient.grpc.aio import InferenceServerClient
+
+            from ._transports.grpc import channel_credentials
+
+            settings = self._runtime.settings
+            credentials = None if settings.ssl is None else channel_credentials(settings.ssl)
+            self._triton = InferenceServerClient(settings.target.address, creds=credentials)
+        return self._triton
+
+    # Models
+
+    def model(
+        self,
+        name: str,
+        version: str = "",
+        *,
+        memory: str | None = None,
+        slots: int = 4,
+        max_waiting: int | None = None,
+        shapes: Mapping[str, Sequence[int]] | None = None,
+        output_bytes: Mapping[str, int] | None = None,
+        repeatable: bool = False,
+        timeout: float | None | UseDefault = USE_DEFAULT,
+    ) -> Opening[Model]:
+        """Open a model: ``await`` it, or use it in ``async with``.
+
+        Args:
+            name: the model's name.
+            version: its version; empty for the server's choice.
+            memory: as for `Client`; the client's by default.
+            slots: how many requests may be under way at a time. Each slot is a region of
+                its own, as large as the largest request it carried.
+            max_waiting: how many callers may wait for a slot; None for any number.
+            shapes: full input shapes, for which all slots are sized and registered before
+                the model is handed out. Otherwise the first uses size them.
+            output_bytes: room in bytes for outputs whose size the metadata does not tell.
+                Otherwise they come inline until it is known.
+            repeatable: True if the model may run a second time when an output did not fit.
+            timeout: seconds for one call; the client's by default, None for ever.
+
+        Raises (when awaited):
+            InputError: a decoupled model, or an argument that does not fit the model.
+            InferenceError: the server does not know the model, or it is not ready.
+            RegistrationError: the server refuses the named memory.
+            CapacityError: there is no memory for the slots of ``shapes``.
+            ServerUnavailable: the server did not answer.
+
+        Cancellation: safe.
+        """
+        if slots < 1 or (max_waiting is not None and max_waiting < 0):
+            raise InputError(f"slots is at least 1 and max_waiting 0, got {slots} and {max_waiting}")
+        wanted = check_memory(memory or self._runtime.settings.memory)
+        limit = self._limit(timeout)
+
+        async def opened() -> Model:
+            self._runtime.check_usable()
+            spec = await self._runtime.model_spec(name, version)
+            if spec.is_decoupled:
+                raise InputError(
+                    f"model {name!r} is decoupled (it may answer many times); that needs streaming, "
+                    "which is not built in yet. Use client.triton.stream_infer"
+                )
+            model = Model(
+                self._runtime,
+                spec,
+                uses_shm=await self._memory.uses_shm(wanted),
+                slots=slots,
+                max_waiting=max_waiting,
+                shapes=shapes,
+                output_bytes=output_bytes or {},
+                is_repeatable=repeatable,
+                timeout=limit,
+            )
+            self._models.add(model)
+            model.when_closed(self._models.discard)
+            try:
+                await model.fill()
+            except BaseException:
+                await self._runtime.protect(model.aclose())
+                raise
+            return model
+
+        return Opening(opened)
+
+    # The low level
+
+    def region(self, byte_size: int, *, memory: str = "system") -> Opening[Region]:
+        """Make a region and register it: ``await`` it, or use it in ``async with``.
+
+        Args:
+            byte_size: bytes in it.
+            memory: ``"system"``.
+
+        Raises (when awaited):
+            CapacityError, RegistrationError, ServerUnavailable: what the names say.
+
+        Cancellation: safe; what was made by then is given back.
+        """
+        if check_memory(memory) != "system":
+            raise InputError(f"a region is in memory 'system', not {memory!r}")
+        if isinstance(byte_size, bool) or not isinstance(byte_size, int) or byte_size < 1:
+            raise InputError(f"byte_size is a positive number of bytes, got {byte_size!r}")
+
+        async def opened() -> Region:
+            self._runtime.check_usable()
+            await self._memory.uses_shm("system")
+
+            async def make() -> Region:
+                region: Region = await self._runtime.new_region(byte_size, is_public=True)
+                self._regions.add(region)
+                region.when_closed(self._regions.discard)
+                return region
+
+            task = self._runtime.spawn(make())
+            try:
+                return await asyncio.shield(task)
+            except asyncio.CancelledError:
+                task.add_done_callback(self._give_back)
+                raise
+
+        return Opening(opened)
+
+    def _give_back(self, task: asyncio.Task[Region]) -> None:
+        if not task.cancelled() and task.exception() is None:
+            self._runtime.spawn(task.result().aclose())
+
+    async def infer(
+        self,
+        model_name: str,
+        inputs: Mapping[str, object],
+        *,
+        outputs: Mapping[str, RegionTensor] | Sequence[str] | None = None,
+        model_version: str = "",
+        timeout: float | None | UseDefault = USE_DEFAULT,
+        queue_timeout: float | None = None,
+        request_id: str = "",
+        priority: int = 0,
+        parameters: Mapping[str, Parameter] | None = None,
+    ) -> InferResult:
+        """Send one request from and into the caller's own regions, without a slot.
+
+        Args:
+            model_name: the model's name.
+            inputs: by name, tensors in regions (`Region.tensor`) or numpy arrays, which go
+                inside the message.
+            outputs: places by name (`Region.tensor`), or names of outputs that come back
+                inside the message; all of them by default.
+            model_version: empty for the server's choice.
+            timeout: seconds; the client's by default, None for ever.
+            queue_timeout: seconds the request may wait in the server's queue.
+            request_id: an id of the caller's, sent back by the server.
+            priority: Triton's request priority, 0 for the model's default.
+            parameters: request parameters for the model.
+
+        Returns:
+            Outputs in regions as views of them, others as arrays of the caller's.
+
+        Raises:
+            InputError, InferTimeout, ServerUnavailable, InferenceError: as `Model.infer`.
+            CapacityError: an output did not fit its place; the model has run.
+            RegionBusy: a call that used one of the regions ended ambiguously.
+            RegionClosed: one of the regions is closed.
+
+        Cancellation: ends the waiting; the regions count the call until it is answered.
+        """
+        self._runtime.check_usable()
+        limit = self._limit(timeout)
+        options = make_options(request_id, priority, queue_timeout, parameters)
+        try:
+            async with asyncio.timeout(limit):
+                return await infer_direct(
+                    self._runtime, model_name, model_version, inputs, outputs, options
+                )
+        except TimeoutError as error:
+            raise InferTimeout(
+                f"model {model_name!r}: no answer within {limit} seconds; the server may still use "
+                "the regions, which wait for it when they are closed"
+            ) from error
+
+    def statistics(self) -> ClientStatistics:
+        """Return a picture of the client as it is now."""
+        return ClientStatistics(
+            bytes_reserved=self._runtime.budget.bytes_reserved,
+            max_shm_bytes=self._runtime.budget.limit,
+            models=len(self._models),
+            regions=len(self._regions),
+        )
+
+    # Closing
+
+    async def aclose(self, timeout: float | None | UseDefault = USE_DEFAULT) -> None:
+        """Close models and regions, wait for what is running, and disconnect.
+
+        Args:
+            timeout: seconds to wait for calls that the server has not answered; the
+                client's by default. What runs longer is left to the server, with a
+                warning.
+
+        Idempotent. Cancellation: the closing goes on by itself.
+        """
+        if self._closing is None:
+            if self._runtime.state is RuntimeState.NEW:
+                self._runtime.state = RuntimeState.CLOSED
+                return
+            if self._runtime.state is RuntimeState.CLOSED:
+                return
+            self._runtime.check_usable()
+            limit = self._limit(timeout)
+            self._closing = asyncio.get_running_loop().create_task(self._close(limit))
+        await asyncio.shield(self._closing)
+
+    async def _close(self, limit: float | None) -> None:
+        ends: list[Awaitable[None]] = [model.aclose(limit) for model in list(self._models)]
+        ends += [_close_region(region, limit) for region in list(self._regions)]
+        await asyncio.gather(*ends, return_exceptions=True)
+        if self._triton is not None:
+            await self._triton.close()
+        await self._runtime.aclose()
+
+    async def __aenter__(self) -> Self:
+        self._runtime.check_usable()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+    def _limit(self, timeout: float | None | UseDefault) -> float | None:
+        return (
+            self._runtime.settings.timeout if isinstance(timeout, UseDefault) else seconds(timeout)
+        )
+
+
+async def _close_region(region: Region, limit: float | None) -> None:
+    async with asyncio.timeout(limit):
+        await region.aclose()
+
+
+def _check_headers(headers: Mapping[str, str] | None) -> Mapping[str, str]:
+    """Check names and values, without ever repeating a value in a message."""
+    checked = {}
+    for name, value in (headers or {}).items():
+        if not isinstance(name, str) or not name or not name.isascii() or not name.isprintable():
+            raise InputError(f"a header's name is printable ASCII, got {name!r}")
+        if not isinstance(value, str) or not value.isascii() or not value.isprintable():
+            raise InputError(f"the value of header {name!r} is not printable ASCII")
+        checked[name.lower()] = value
+    return checked

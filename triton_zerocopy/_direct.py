@@ -1,0 +1,169 @@
+"""`Client.infer`: the low level, one request from and into the caller's own regions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ._datatypes import BYTES, Array, datatype_of, encode_bytes
+from ._endings import Ending, ending_of, outgrown_output, public_error
+from ._errors import CapacityError, InputError
+from ._layout import OutputPlace
+from ._regions.base import Region, RegionTensor
+from ._replies import check_reply
+from ._results import InferResult
+from ._runtime import Runtime
+from ._specs import TensorSpec
+from ._transports.base import (
+    CallOptions,
+    InferReply,
+    InferRequest,
+    InputRef,
+    MemoryRef,
+    OutputRef,
+
+    ServerError,
+)
+
+
+async def infer_direct(
+    runtime: Runtime,
+    model_name: str,
+    model_version: str,
+    inputs: Mapping[str, object],
+    outputs: Mapping[str, RegionTensor] | Sequence[str] | None,
+    options: CallOptions,
+) -> InferResult:
+    """Send one request; see `Client.infer`."""
+    refs: list[InputRef] = []
+    payloads: list[memoryview] = []
+    for name, value in inputs.items():
+        ref, payload = _input(name, value)
+        refs.append(ref)
+        if payload is not None:
+            payloads.append(payload)
+    placed: Mapping[str, RegionTensor] = outputs if isinstance(outputs, Mapping) else {}
+    for name, place in placed.items():
+        if not isinstance(place, RegionTensor):
+            raise InputError(f"output {name!r}: expected a Region.tensor, got {type(place).__name__}")
+    out_refs = [OutputRef(name, _memory(placed.get(name))) for name in outputs or ()]
+    regions = {id(tensor.region): tensor.region for tensor in placed.values()}
+    for value in inputs.values():
+        if isinstance(value, RegionTensor):
+            regions[id(value.region)] = value.region
+
+    prepared = runtime.transport.prepare(InferRequest(model_name, model_version, refs, out_refs))
+    size = sum(map(len, payloads))
+    message = await runtime.run_copy(
+        lambda: runtime.transport.compose(prepared, payloads, options), size
+    )
+    try:
+        reply = await _call(runtime, message, list(regions.values()))
+    except ServerError as error:
+        found = outgrown_output(error)
+        if found is not None:
+            raise CapacityError(
+                f"model {model_name!r}: output {found[0]!r} needs {found[1]} bytes, more than its "
+                "place in the region has; the model has run",
+                needed=found[1],
+                model_ran=True,
+            ) from error
+        raise public_error(error, model=model_name, request_id=options.request_id) from error
+    return _result(model_name, reply, placed, options, names=None if outputs is None else [*outputs])
+
+
+async def _call(runtime: Runtime, message: object, regions: Sequence[Region]) -> InferReply:
+    """Send a message; the regions count the call until it is answered, whoever waits."""
+    waiter: asyncio.Future[InferReply] = runtime.loop.create_future()
+    begun: list[Region] = []
+
+    def end(*, is_ambiguous: bool) -> None:
+        for region in begun:
+            region.end_call(is_ambiguous=is_ambiguous)
+
+    def done(reply: InferReply | None, error: BaseException | None) -> None:
+        end(is_ambiguous=error is not None and ending_of(error) is Ending.AMBIGUOUS)
+        if waiter.done():
+            return
+        if reply is not None:
+            waiter.set_result(reply)
+        elif isinstance(error, asyncio.CancelledError) or error is None:
+            waiter.set_exception(ServerError("CANCELLED", "the event loop gave the call up"))
+        else:
+            waiter.set_exception(error)
+
+    try:
+        for region in regions:
+            region.begin_call()
+            begun.append(region)
+        runtime.transport.infer(message, done)
+    except BaseException:
+        end(is_ambiguous=False)
+        raise
+    return await waiter
+
+
+def _input(name: str, value: object) -> tuple[InputRef, memoryview | None]:
+    if isinstance(value, RegionTensor):
+        if 0 not in value.shape:
+            return InputRef(name, value.datatype, value.shape, _memory(value)), None
+        return InputRef(name, value.datatype, value.shape), memoryview(b"")
+    if not isinstance(value, np.ndarray):
+        raise InputError(
+            f"input {name!r}: expected a Region.tensor or a numpy array, got {type(value).__name__}"
+        )
+    datatype = datatype_of(value.dtype)
+    if datatype is None:
+        raise InputError(f"input {name!r}: Triton has no datatype for {value.dtype}")
+    if datatype == BYTES:
+        return InputRef(name, datatype, value.shape), memoryview(encode_bytes(value))
+    native: np.ndarray[Any, Any] = np.ascontiguousarray(value, value.dtype.newbyteorder("="))
+    payload = memoryview(native.reshape(-1).view(np.uint8))
+    return InputRef(name, datatype, value.shape), payload
+
+
+def _memory(tensor: RegionTensor | None) -> MemoryRef | None:
+    if tensor is None or tensor.byte_size == 0:
+        return None
+    return MemoryRef(tensor.region.name, tensor.offset, tensor.byte_size)
+
+
+def _result(
+    model_name: str,
+    reply: InferReply,
+    placed: Mapping[str, RegionTensor],
+    options: CallOptions,
+    *,
+    names: Sequence[str] | None,
+) -> InferResult:
+    by_name = {output.name: output for output in reply.outputs}
+    places = []
+    for name in names if names is not None else by_name:
+        tensor = placed.get(name)
+        reported = by_name.get(name)
+        datatype = tensor.datatype if tensor else reported.datatype if reported else BYTES
+        spec = TensorSpec(name, datatype, ())
+        if tensor is None or tensor.byte_size == 0:
+            places.append(OutputPlace(spec, None, 0, None))
+        else:
+            places.append(OutputPlace(spec, None, tensor.byte_size, tensor.offset))
+
+    def room(place: OutputPlace) -> Array:
+        assert place.offset is not None
+        root = placed[place.spec.name].region.root()
+        return root[place.offset : place.offset + place.byte_size]
+
+    received = check_reply(model_name, reply, places, [None] * len(places), room)
+    return InferResult(
+        {output.spec.name: output.view() if not output.is_inline else output.copy() for output in received},
+        model_name=reply.model_name,
+        model_version=reply.model_version,
+        request_id=options.request_id,
+        parameters=reply.parameters,
+    )
+
+
+

@@ -1,0 +1,86 @@
+"""How a call ended: is the server done with the memory, and has the model run?
+
+The server keeps executing a request whose client is gone, and writes its outputs late. So
+a slot is reusable after an answer that the server itself made, and in doubt otherwise.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from typing import Final
+
+from ._errors import InferenceError, ServerUnavailable
+from ._transports.base import ServerError
+
+
+class Ending(enum.Enum):
+    """What an error says about the server and the memory of the call."""
+
+    ANSWERED = "the server answered and does not touch the memory any more"
+    NOT_RUN = "the request never ran"
+    REGION_LOST = "the server does not know the region, the request never ran"
+    AMBIGUOUS = "the server may still run the request and write into the memory"
+
+
+_DOUBTFUL: Final = {"CANCELLED", "DEADLINE_EXCEEDED", "UNKNOWN", "UNAVAILABLE", "RESOURCE_EXHAUSTED"}
+"""Status codes that the link as well as the server may have made."""
+
+_NOT_RUN: Final = (
+    # Triton's scheduler took it out of its queue (core, scheduler_utils.cc).
+    "Request timeout expired",
+    "Exceeds maximum queue size",
+    # Triton from 2.58 on, when it stops.
+    "GRPC server is shutting down",
+    # Triton's restricted protocols, refused before parsing.
+    "This protocol is restricted",
+    # gRPC had no connection to send it on.
+    "failed to connect to all addresses",
+    "DNS resolution failed",
+)
+_LINK_BROKE: Final = ("RST_STREAM", "GOAWAY", "Stream removed", "Socket closed")
+_REGION_LOST: Final = "Unable to find shared memory region"
+_OUTGROWN: Final = re.compile(
+    r"shared memory size specified with the request for output '(?P<name>.*)' "
+    r"\(\d+ bytes\) should be at least (?P<needed>\d+) bytes"
+)
+
+
+def ending_of(error: BaseException) -> Ending:
+    """Tell what an error of a call says about its memory."""
+    if not isinstance(error, ServerError):
+        return Ending.AMBIGUOUS
+    if any(text in error.message for text in _NOT_RUN):
+        return Ending.NOT_RUN
+    if error.code in _DOUBTFUL or any(text in error.message for text in _LINK_BROKE):
+        return Ending.AMBIGUOUS
+    if _REGION_LOST in error.message:
+        return Ending.REGION_LOST
+    return Ending.ANSWERED
+
+
+def outgrown_output(error: ServerError) -> tuple[str, int] | None:
+    """Return (output, bytes needed) if an output did not fit; the model has run then."""
+    found = _OUTGROWN.search(error.message)
+    return (found["name"], int(found["needed"])) if found else None
+
+
+def public_error(
+    error: BaseException, *, model: str = "", request_id: str = ""
+) -> InferenceError | ServerUnavailable:
+    """Return the error that a caller sees, with a hint where there is a remedy."""
+    if not isinstance(error, ServerError):
+        return ServerUnavailable(
+            f"model {model!r}: the call was given up before the server answered "
+            f"({type(error).__name__}); the event loop was shutting down"
+        )
+    if error.code == "UNAVAILABLE" and not any(text in error.message for text in _NOT_RUN[:2]):
+        hint = (
+            "; pass the header that the server wants"
+            if "restricted" in error.message
+            else "; check that the server runs and that the url is its gRPC port"
+        )
+        return ServerUnavailable(f"{error.message}{hint}")
+    return InferenceError(
+        error.message, status=f"StatusCode.{error.code}", model=model, request_id=request_id
+    )

@@ -1,0 +1,306 @@
+"""One request through one slot: hold it, fit it, write, call, read, let go.
+
+What holds after each end of a call:
+
+============================  ==============================================  ============
+the call                      the slot                                        the caller
+============================  ==============================================  ============
+was answered                  is free (or parked) when its caller lets go     gets it
+caller cancelled or timed     stays held until the server answered and no     is released
+out, at any point             thread copies any more; then free               at once
+ended ambiguously             quarantined until the server proved that it     gets an error
+                              let go of the region, then free with a new one
+ensemble answered an error    rests, as sibling steps may still read it; its  gets the error
+                              region is not unregistered before close
+region lost (restart)         registered anew under a new name                is retried once
+============================  ==============================================  ============
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from ._endings import Ending, ending_of
+from ._errors import RegistrationError, ServerUnavailable
+from ._layout import PAGE, align
+from ._pool import Pool, SlotState
+from ._regions.base import Region
+from ._registration import CALL_TIMEOUT
+from ._runtime import ON_LOOP_BYTES, Runtime
+from ._slots import Slot
+from ._transports.base import InferReply, ServerError
+
+logger = logging.getLogger("triton_zerocopy")
+
+ENSEMBLE_REST: Final = 5.0
+"""Seconds a slot rests after an error of an ensemble: the error may be answered while
+sibling steps still read the inputs, and nothing tells when they end."""
+
+_IN_USE: Final = (SlotState.LEASED, SlotState.IN_FLIGHT)
+
+
+class Engine:
+    """The slots of one model, and how calls go through them.
+
+    Args:
+        runtime: the client's shared part.
+        name: what messages call the model.
+        slots: how many requests may be under way at a time.
+        max_waiting: how many callers may wait for a slot; None for any number.
+        is_ensemble: True if errors can be answered before all work is done.
+    """
+
+    def __init__(
+        self, runtime: Runtime, name: str, *, slots: int, max_waiting: int | None, is_ensemble: bool
+    ) -> None:
+        self.runtime = runtime
+        self.is_ensemble = is_ensemble
+        self.pool = Pool(
+            self._make, self._discard, capacity=slots, max_waiting=max_waiting, name=f"model {name!r}"
+        )
+        self._largest = 0
+        self._slots: set[Slot] = set()
+
+    def _make(self) -> Slot:
+        slot = Slot()
+        self._slots.add(slot)
+        return slot
+
+    # Holding
+
+    async def acquire(self, *, may_queue: bool = False) -> Slot:
+        """Take a slot for a caller, who lets go of it through ``unhold``."""
+        slot = self.pool.acquire_nowait()
+        if slot is None:
+            slot = await self.pool.acquire(may_queue=may_queue)
+        slot.holds = 1
+        return slot
+
+    def unhold(self, slot: Slot) -> None:
+        """One holder less. The last one decides where the slot goes."""
+        slot.holds -= 1
+        if slot.holds:
+            return
+        if slot.is_doubtful and slot.region is not None:
+            self.pool.quarantine(slot)
+            self.runtime.spawn(self._fence(slot))
+        elif slot.when_arrays_die(lambda: self._arrays_died(slot)):
+            self.pool.park(slot)
+        else:
+            self.pool.release(slot)
+
+    def _arrays_died(self, slot: Slot) -> None:
+        # In any thread, maybe in the middle of anything: only leave a message.
+        try:
+            self.runtime.loop.call_soon_threadsafe(self.pool.unpark, slot)
+        except RuntimeError:
+            pass  # the loop is closed, and the client with it
+
+    async def offload(
+        self, slot: Slot, work: Callable[[], Any], byte_size: int, *, must_finish: bool = False
+    ) -> Any:
+        """Run a copy; large ones in a thread, which holds the slot until it is done.
+
+        Args:
+            slot: the memory that is copied from or to.
+            work: the copy.
+            byte_size: how much it copies.
+            must_finish: a cancel waits for the copy, because it writes into the caller's
+                own memory.
+        """
+        if byte_size <= ON_LOOP_BYTES:
+            return work()
+        future = self.runtime.submit(work)
+        slot.holds += 1
+        future.add_done_callback(lambda _: self.unhold(slot))
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            while must_finish and not future.done():
+                try:
+                    await asyncio.wait([future])
+                except asyncio.CancelledError:
+                    continue
+            raise
+
+    # Memory
+
+    async def fit(self, slot: Slot, byte_size: int) -> None:
+        """See to it that a slot has a region of at least ``byte_size`` bytes.
+
+        Cancellation: the change goes on and holds the slot until it is done.
+        """
+        if byte_size <= slot.byte_size:
+            return
+        slot.holds += 1
+        task = self.runtime.spawn(self._refit(slot, byte_size))
+        task.add_done_callback(lambda _: self.unhold(slot))
+        await asyncio.shield(task)
+
+    async def _refit(self, slot: Slot, byte_size: int) -> None:
+        # Twice as large as before: a slot that grows with its requests does so rarely.
+        wanted = max(byte_size, 2 * slot.byte_size, self._largest)
+        old = slot.region
+        if old is not None:
+            slot.attach(None)
+            await self._drop(slot, old)
+        slot.attach(await self.runtime.new_region(align(wanted, PAGE)))
+        self._largest = max(self._largest, byte_size)
+
+    async def renew(self, slot: Slot) -> None:
+        """The server lost the region: register the same memory under a new name.
+
+        Cancellation: the change goes on and holds the slot until it is done.
+        """
+        region = slot.region
+        assert region is not None
+        slot.holds += 1
+        task = self.runtime.spawn(self.runtime.make_known(region))
+
+        def renewed(_: object) -> None:
+            slot.forget_prepared()
+            self.unhold(slot)
+
+        task.add_done_callback(renewed)
+        await asyncio.shield(task)
+
+    # Calling
+
+    async def call(self, slot: Slot, message: object, placed: Sequence[Region] = ()) -> InferReply:
+        """Send a message and wait for its answer.
+
+        Args:
+            slot: held until the answer is there, whoever waits for it.
+            message: what the transport composed.
+            placed: regions of the caller's that the message refers to.
+
+        Raises:
+            ServerError: the server, or the way to it, answered with an error.
+
+        Cancellation: ends the waiting, not the call.
+        """
+        waiter: asyncio.Future[InferReply] = self.runtime.loop.create_future()
+
+        def done(reply: InferReply | None, error: BaseException | None) -> None:
+            self.pool.arrive(slot)
+            if error is not None:
+                self._ended_with(slot, error, placed)
+            else:
+                for region in placed:
+                    region.end_call(is_ambiguous=False)
+            if not waiter.done():
+                if reply is not None:
+                    waiter.set_result(reply)
+                else:
+                    waiter.set_exception(_seen_by_caller(error))
+            self.unhold(slot)
+
+        for index, region in enumerate(placed):
+            try:
+                region.begin_call()
+            except BaseException:
+                for begun in placed[:index]:
+                    begun.end_call(is_ambiguous=False)
+                raise
+        self.pool.depart(slot)
+        slot.holds += 1
+        try:
+            self.runtime.transport.infer(message, done)
+        except BaseException:
+            # Nothing was sent.
+            self.pool.arrive(slot)
+            slot.holds -= 1
+            for region in placed:
+                region.end_call(is_ambiguous=False)
+            raise
+        return await waiter
+
+    def _ended_with(self, slot: Slot, error: BaseException, placed: Sequence[Region]) -> None:
+        ending = ending_of(error)
+        is_ambiguous = ending is Ending.AMBIGUOUS
+        slot.is_doubtful |= is_ambiguous
+        for region in placed:
+            region.end_call(is_ambiguous=is_ambiguous)
+        if self.is_ensemble and ending is Ending.ANSWERED and slot.region is not None:
+            slot.rest_until = self.runtime.loop.time() + ENSEMBLE_REST
+            slot.holds += 1
+            self.runtime.loop.call_at(slot.rest_until, self.unhold, slot)
+
+    # Giving up
+
+    async def _fence(self, slot: Slot) -> None:
+        region = slot.region
+        assert region is not None
+        try:
+            await self._drop(slot, region)
+        except (RegistrationError, ServerUnavailable) as error:
+            logger.warning(
+                "a slot of %s is given up, its call was never answered: %s", self.pool, error
+            )
+            slot.attach(None)
+            self.pool.retire(slot)
+        else:
+            slot.attach(None)
+            slot.is_doubtful = False
+            self.pool.restore(slot)
+
+    async def _drop(self, slot: Slot, region: Region) -> None:
+        if slot.rest_until:
+            self.runtime.keep(region, until=slot.rest_until)
+        else:
+            await self.runtime.dispose(region)
+
+    async def aclose(self, timeout: float | None) -> None:
+        """Refuse new calls, let the running ones end, and give all memory back.
+
+        What is still running after ``timeout`` seconds is left to the server, with a
+        warning: its memory is unlinked, and a deferred unregister may still remove it.
+        """
+        self.pool.close()
+        try:
+            async with asyncio.timeout(timeout):
+                await self.pool.drained()
+        except TimeoutError:
+            picture = self.pool.statistics()
+            logger.warning(
+                "%s was closed while %d slots were still in use (%d calls unanswered)",
+                self.pool, picture.in_use, picture.in_flight,
+            )
+            for slot in [slot for slot in self._slots if slot.state in _IN_USE]:
+                if slot.region is not None:
+                    self.runtime.spawn(self._abandon(slot.region))
+                    slot.attach(None)
+
+    async def _abandon(self, region: Region) -> None:
+        try:
+            await self.runtime.transport.unregister_system(region.name, timeout=CALL_TIMEOUT)
+        except ServerError as error:
+            logger.warning("a region of %s stays registered: %s", self.pool, error.message)
+        await self.runtime.submit(region.free)
+
+    def _discard(self, slot: Slot) -> None:
+        self._slots.discard(slot)
+        region = slot.region
+        if region is None:
+            return
+        slot.attach(None)
+        self.runtime.spawn(self._discarded(slot, region))
+
+    async def _discarded(self, slot: Slot, region: Region) -> None:
+        try:
+            await self._drop(slot, region)
+        except (RegistrationError, ServerUnavailable) as error:
+            logger.warning("a region of %s could not be unregistered: %s", self.pool, error)
+
+
+def _seen_by_caller(error: BaseException | None) -> BaseException:
+    """A cancelled call is not a cancelled caller."""
+    if error is None or isinstance(error, asyncio.CancelledError):
+        return ServerError("CANCELLED", "the event loop gave the call up")
+    return error
+
+
+__all__ = ["Engine"]

@@ -1,0 +1,309 @@
+"""`Lease`: a slot that is the caller's for a while, to be filled and read in place.
+
+What holds after the end of the block, however it ends:
+
+- the mappings ``lease.inputs`` and every result raise LeaseReleased;
+- arrays that the caller kept keep their memory and their bytes: the slot is parked until
+  the last of them dies;
+- a call that is still with the server holds the slot until it is answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Self
+
+import numpy as np
+
+from ._datatypes import Array, Shape, byte_size_of
+from ._errors import InferTimeout, InputError, LeaseReleased, RegionBusy
+from ._executor import Executor, Request, input_ref, result_of
+from ._inputs import DenseTensor, PlacedTensor, Tensor, check_input
+from ._layout import InputPlace, Layout, OutputPlace
+from ._options import USE_DEFAULT, UseDefault, make_options, seconds
+from ._results import InferResult, LeaseArrays
+from ._slots import Slot, place_array
+from ._transports.base import InferRequest, InputRef, MemoryRef, OutputRef, Parameter
+
+
+class LeaseState(enum.Enum):
+    """Life of a lease; it never goes back."""
+
+    NEW = "not entered yet"
+    ACTIVE = "active"
+    RELEASED = "released"
+
+
+class LeasedTensor(DenseTensor):
+    """An input that is in its place already."""
+
+    __slots__ = ()
+
+
+class Lease:
+    """A slot for the time of an ``async with`` block, made by `Model.lease`."""
+
+    def __init__(
+        self, executor: Executor, shapes: Mapping[str, Shape], *, timeout: float | None
+    ) -> None:
+        self._executor = executor
+        self._shapes = dict(shapes)
+        self._timeout = timeout
+        self._state = LeaseState.NEW
+        self._slot: Slot | None = None
+        self._layout: Layout | None = None
+        self._root: Array | None = None
+        self._inputs = LeaseArrays({})
+        self._results: list[weakref.ref[InferResult]] = []
+        self._is_calling = False
+
+    def __repr__(self) -> str:
+        return f"<Lease of model {self._executor.spec.name!r}, {self._state.value}>"
+
+    @property
+    def inputs(self) -> Mapping[str, Array]:
+        """Arrays over the slot by input name, of the leased shapes; write the inputs there.
+
+        Raises:
+            LeaseReleased: the block was left, or not entered yet.
+        """
+        self._active_slot()
+        return self._inputs
+
+    async def __aenter__(self) -> Self:
+        """Wait for a slot, and for its memory.
+
+        Raises:
+            InferTimeout: the timeout passed.
+            PoolClosed, PoolExhausted, CapacityError: what the names say.
+
+        Cancellation: safe; the slot is given back.
+        """
+        if self._state is not LeaseState.NEW:
+            raise LeaseReleased(f"{self!r} cannot be entered; ask the model for another lease")
+        executor, engine = self._executor, self._executor.engine
+        engine.runtime.check_usable()
+        self._state = LeaseState.RELEASED  # unless all of this succeeds
+        layout = executor.lease_layout(self._shapes)
+        try:
+            async with asyncio.timeout(self._timeout):
+                slot = await engine.acquire()
+                try:
+                    if executor.uses_shm:
+                        await engine.fit(slot, layout.byte_size)
+                except BaseException:
+                    engine.unhold(slot)
+                    raise
+        except TimeoutError as error:
+            raise InferTimeout(
+                f"model {executor.spec.name!r}: no slot within {self._timeout} seconds; "
+                f"{engine.pool!r}"
+            ) from error
+        if not executor.uses_shm:
+            self._root = np.empty(layout.byte_size, np.uint8)
+        elif slot.region is not None:
+            self._root = slot.lend_root()
+        self._slot, self._layout = slot, layout
+        self._inputs = LeaseArrays(
+            {place.spec.name: self._input_array(place) for place in layout.inputs}
+        )
+        self._state = LeaseState.ACTIVE
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        if self._state is not LeaseState.ACTIVE:
+            return
+        slot = self._active_slot()
+        self._state = LeaseState.RELEASED
+        self._inputs.expire()
+        for reference in self._results:
+            if (result := reference()) is not None:
+                result.expire()
+        self._results.clear()
+        self._root = self._slot = None
+        self._executor.engine.unhold(slot)
+
+    async def infer(
+        self,
+        inputs: Mapping[str, object] | None = None,
+        *,
+        shapes: Mapping[str, Sequence[int]] | None = None,
+        outputs: Sequence[str] | None = None,
+        timeout: float | None | UseDefault = USE_DEFAULT,
+        queue_timeout: float | None = None,
+        request_id: str = "",
+        priority: int = 0,
+        parameters: Mapping[str, Parameter] | None = None,
+    ) -> InferResult:
+        """Run the model on what is in the slot. May be repeated, one call at a time.
+
+        Args:
+            inputs: values for inputs that are not leased (BYTES, optional ones), and for
+                leased ones, which are copied to their place.
+            shapes: shapes with fewer rows than leased; the first rows are used.
+            outputs: names of the wanted outputs; all by default.
+            timeout: seconds for this call; the lease's by default, None for ever.
+            queue_timeout: seconds the request may wait in the server's queue.
+            request_id: an id of the caller's, sent back by the server.
+            priority: Triton's request priority, 0 for the model's default.
+            parameters: request parameters for the model.
+
+        Returns:
+            Outputs as views of the slot, overwritten by this lease's next infer. Outputs
+            whose size was not known when the lease began are read-only arrays.
+
+        Raises:
+            LeaseReleased: the block was left.
+            RegionBusy: the previous call of this lease has not been answered.
+            InputError, InferTimeout, InferenceError, CapacityError, ServerUnavailable: as
+                for `Model.infer`.
+
+        Cancellation: ends the waiting. The lease cannot infer again before the server has
+        answered, and its slot is not reused before that.
+        """
+        slot = self._active_slot()
+        executor = self._executor
+        executor.engine.runtime.check_usable()
+        if self._is_calling or slot.holds > 1:
+            raise RegionBusy(
+                f"{self!r}: its previous call has not been answered yet; take another lease"
+            )
+        limit = self._timeout if isinstance(timeout, UseDefault) else seconds(timeout)
+        options = make_options(request_id, priority, queue_timeout, parameters)
+        wanted = executor.spec.check_output_names(outputs or tuple(executor.spec.outputs))
+        tensors = self._tensors(inputs or {}, shapes or {})
+        self._is_calling = True
+        try:
+            async with asyncio.timeout(limit):
+
+                async def make() -> Request:
+                    return self._request(slot, tensors, wanted)
+
+                used = [tensor.shape for tensor in tensors]
+                reply, received = await executor.send(slot, make, used, options)
+                executor.learn(received, used)
+        except TimeoutError as error:
+            raise InferTimeout(
+                f"model {executor.spec.name!r}: no answer within {limit} seconds; the slot is kept "
+                "until the server has answered"
+            ) from error
+        finally:
+            self._is_calling = False
+        arrays = {output.spec.name: output.view() for output in received}
+        result = result_of(reply, arrays, options)
+        self._results = [reference for reference in self._results if reference() is not None]
+        self._results.append(weakref.ref(result))
+        return result
+
+    # Inputs
+
+    def _input_array(self, place: InputPlace) -> Array:
+        array = place_array(self._root, place)
+        return np.empty(place.shape, place.spec.dtype) if array is None else array
+
+    def _tensors(
+        self, inputs: Mapping[str, object], shapes: Mapping[str, Sequence[int]]
+    ) -> list[Tensor]:
+        """Return all inputs of a call, in the model's order: given ones and leased ones."""
+        spec = self._executor.spec
+        arrays = self._inputs.arrays
+        for name in shapes:
+            if name not in arrays:
+                raise InputError(f"{self!r}: {name!r} is not leased; leased are {sorted(arrays)}")
+        spec.check_input_names({**arrays, **inputs})
+        tensors: dict[str, Tensor] = {}
+        for name in spec.inputs:
+            if name in inputs:
+                tensors[name] = check_input(spec, name, inputs[name])
+                self._check_rows(name, tensors[name].shape)
+            elif name in arrays:
+                shape = tuple(shapes.get(name, arrays[name].shape))
+                self._check_rows(name, shape)
+                rows = arrays[name][: shape[0]] if shape else arrays[name]
+                byte_size = byte_size_of(shape, spec.inputs[name].datatype)
+                tensors[name] = LeasedTensor(spec.inputs[name], rows, shape, byte_size)
+        spec.rows_of({name: tensor.shape for name, tensor in tensors.items()})
+        return list(tensors.values())
+
+    def _check_rows(self, name: str, shape: Shape) -> None:
+        leased = self._shapes.get(name)
+        if leased is None or shape == leased:
+            return
+        if len(shape) != len(leased) or shape[1:] != leased[1:] or not 0 <= shape[0] <= leased[0]:
+            raise InputError(
+                f"{self!r}, input {name!r}: leased is {list(leased)}; a call may have fewer rows "
+                f"of the same shape, got {list(shape)}"
+            )
+
+    def _request(self, slot: Slot, tensors: Sequence[Tensor], outputs: Sequence[str]) -> Request:
+        assert self._layout is not None
+        arrays = self._inputs.arrays
+        places = {place.spec.name: place for place in self._layout.inputs}
+        writes: list[tuple[Tensor, Array]] = []
+        inline: list[Tensor] = []
+        refs: list[InputRef] = []
+        for tensor in tensors:
+            name = tensor.spec.name
+            place = places.get(name)
+            memory = None
+            if isinstance(tensor, PlacedTensor):
+                pass
+            elif place is None or place.offset is None or slot.region is None:
+                inline.append(tensor)
+            else:
+                memory = MemoryRef(slot.region.name, place.offset, tensor.byte_size)
+                if not isinstance(tensor, LeasedTensor):
+                    writes.append((tensor, arrays[name][: tensor.shape[0]]))
+            refs.append(input_ref(tensor, memory))
+        wanted = [self._output_place(name) for name in outputs]
+        names = self._executor.names
+
+        def prepare() -> object:
+            return self._executor.engine.runtime.transport.prepare(
+                InferRequest(
+                    names.model_name,
+                    names.model_version,
+                    refs,
+                    [OutputRef(place.spec.name, slot.refer(place)) for place in wanted],
+                )
+            )
+
+        placed = [t.source.region for t in tensors if isinstance(t, PlacedTensor)]
+        key = (
+            self._layout,
+            tuple((tensor.spec.name, tensor.shape) for tensor in tensors),
+            tuple((place.spec.name, place.offset) for place in wanted),
+        )
+        message = prepare() if placed else slot.remember(key, prepare)
+        return Request(
+            message,
+            writes,
+            inline,
+            placed,
+            wanted,
+            [place_array(self._root, place) for place in wanted],
+            self._room,
+        )
+
+    # Outputs
+
+    def _output_place(self, name: str) -> OutputPlace:
+        assert self._layout is not None
+        place = next(place for place in self._layout.outputs if place.spec.name == name)
+        room = self._executor.sizes.room_for(name, self._shapes.values())
+        if place.shape is None and room is not None and room > place.byte_size:
+            # It outgrew the slot, which cannot grow under a lease: let it come inline.
+            return OutputPlace(place.spec, None, 0, None)
+        return place
+
+    def _room(self, place: OutputPlace) -> Array:
+        assert self._root is not None and place.offset is not None
+        return self._root[place.offset : place.offset + place.byte_size]
+
+    def _active_slot(self) -> Slot:
+        if self._state is not LeaseState.ACTIVE or self._slot is None:
+            raise LeaseReleased(f"{self!r}: use it inside its `async with` block")
+        return self._slot

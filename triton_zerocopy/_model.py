@@ -1,0 +1,368 @@
+"""`Model`: one model of one server, with its slots."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Self
+
+from ._datatypes import BYTES, Array, Shape
+from ._engine import Engine
+from ._errors import InferenceError, InferTimeout, InputError, PoolClosed
+from ._executor import Call, Executor, gather_all
+from ._inputs import BytesTensor, Tensor, check_input, literal_size
+from ._lease import Lease
+from ._options import USE_DEFAULT, UseDefault, make_options, seconds
+from ._output_sizes import OutputSizes
+from ._pool import PoolStatistics
+from ._replies import check_out, into
+from ._results import InferResult
+from ._runtime import Runtime
+from ._specs import ModelSpec, TensorSpec
+from ._split import run_split
+from ._transports.base import CallOptions, Parameter
+
+_ON_LOOP_ELEMENTS = 4096
+"""Nested lists and strings up to this many elements are converted on the loop; a thousand
+take some 0.1 ms."""
+
+
+class ModelState(enum.Enum):
+    """Life of a model object; it never goes back."""
+
+    OPEN = "open"
+    CLOSED = "closed"
+
+
+class Model:
+    """One model of one server, made by `Client.model`.
+
+    It belongs to its client's event loop and dies with its client.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        spec: ModelSpec,
+        *,
+        uses_shm: bool,
+        slots: int,
+        max_waiting: int | None,
+        shapes: Mapping[str, Sequence[int]] | None,
+        output_bytes: Mapping[str, int],
+        is_repeatable: bool,
+        timeout: float | None,
+    ) -> None:
+        for name in output_bytes:
+            spec.check_output_names([name])
+        self._runtime = runtime
+        self._slots = slots
+        self._timeout = timeout
+        self._state = ModelState.OPEN
+        self._closed_hook: Callable[[Model], object] = lambda model: None
+        self._engine = Engine(
+            runtime,
+            spec.name,
+            slots=slots,
+            max_waiting=max_waiting,
+            is_ensemble=spec.is_ensemble,
+        )
+        self._executor = Executor(
+            self._engine,
+            spec,
+            uses_shm=uses_shm,
+            sizes=OutputSizes(output_bytes),
+            is_repeatable=is_repeatable,
+        )
+        self._shapes = None if shapes is None else self._lease_shapes(shapes)
+
+    def __repr__(self) -> str:
+        spec = self._executor.spec
+        return f"<Model {spec.name!r} over {self.memory}, {self._state.value}, {self._engine.pool!r}>"
+
+    # What it is
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self._executor.spec.name
+
+    @property
+    def version(self) -> str:
+        """The version that was asked for; empty for the server's choice."""
+        return self._executor.spec.version
+
+    @property
+    def memory(self) -> str:
+        """Where its tensors are: ``"system"`` or ``"wire"``."""
+        return "system" if self._executor.uses_shm else "wire"
+
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]:
+        """The inputs by name."""
+        return MappingProxyType(dict(self._executor.spec.inputs))
+
+    @property
+    def outputs(self) -> Mapping[str, TensorSpec]:
+        """The outputs by name."""
+        return MappingProxyType(dict(self._executor.spec.outputs))
+
+    @property
+    def max_batch_size(self) -> int:
+        """Most rows of one request; 0 for a model that does not batch."""
+        return self._executor.spec.max_batch_size
+
+    def statistics(self) -> PoolStatistics:
+        """Return a picture of the slots as they are now."""
+        return self._engine.pool.statistics()
+
+    # Calls
+
+    async def infer(
+        self,
+        inputs: Mapping[str, object],
+        *,
+        outputs: Sequence[str] | None = None,
+        out: Mapping[str, Array] | None = None,
+        timeout: float | None | UseDefault = USE_DEFAULT,
+        queue_timeout: float | None = None,
+        request_id: str = "",
+        priority: int = 0,
+        parameters: Mapping[str, Parameter] | None = None,
+    ) -> InferResult:
+        """Run the model once: inputs are copied in, outputs are copied out.
+
+        A batch of more than ``max_batch_size`` rows is sent in parts over several slots
+        and comes back in order.
+
+        Args:
+            inputs: a value for each input: an array of the model's datatype, anything with
+                ``__dlpack__`` in host memory, a list of such rows (each without the batch
+                dimension), plain numbers or nested lists of them, ``str`` or ``bytes`` or
+                arrays or lists of them for BYTES, or a `Region.tensor`. Shapes are full,
+                batch dimension included.
+            outputs: names of the wanted outputs; all by default.
+            out: arrays that receive outputs, by name; of the output's dtype and shape.
+            timeout: seconds for all of it: waiting for a slot, copying, the call. The
+                model's by default, None for ever.
+            queue_timeout: seconds the request may wait in the server's queue, the only
+                timeout that the server obeys. The model's config must allow it.
+            request_id: an id of the caller's, sent back by the server.
+            priority: Triton's request priority, 0 for the model's default.
+            parameters: request parameters for the model.
+
+        Returns:
+            The outputs, in arrays that the caller owns.
+
+        Raises:
+            InputError: refused before anything was sent.
+            InferTimeout: the timeout passed. The server may still run the request.
+            PoolExhausted: ``max_waiting`` callers wait already.
+            PoolClosed: the model is closed.
+            CapacityError: no memory for the slot, or an output did not fit; ``model_ran``
+                tells which.
+            ServerUnavailable: the server did not answer.
+            InferenceError: the server answered with an error.
+
+        Cancellation: safe. The caller is released at once; the server goes on, and the
+        slot is not reused before it has answered. With ``out``, a copy that has begun is
+        finished first, and none begins later.
+        """
+        self._check_open()
+        limit = self._timeout if isinstance(timeout, UseDefault) else seconds(timeout)
+        options = make_options(request_id, priority, queue_timeout, parameters)
+        try:
+            async with asyncio.timeout(limit) as clock:
+                return await self._infer(inputs, outputs, out, options)
+        except TimeoutError as error:
+            if isinstance(error, InferTimeout) or not clock.expired():
+                raise
+            raise InferTimeout(
+                f"model {self.name!r}: no result within {limit:g} seconds; {self._engine.pool!r}. A "
+                "request that was sent goes on at the server"
+            ) from error
+
+    async def _infer(
+        self,
+        inputs: Mapping[str, object],
+        outputs: Sequence[str] | None,
+        out: Mapping[str, Array] | None,
+        options: CallOptions,
+    ) -> InferResult:
+        spec = self._executor.spec
+        try:
+            return await self._infer_as(spec, inputs, outputs, out, options)
+        except InferenceError as error:
+            # Refused before it ran: the model may have been reloaded with another signature.
+            if error.status() != "StatusCode.INVALID_ARGUMENT" or not await self._has_changed(spec):
+                raise
+        return await self._infer_as(self._executor.spec, inputs, outputs, out, options)
+
+    async def _infer_as(
+        self,
+        spec: ModelSpec,
+        inputs: Mapping[str, object],
+        outputs: Sequence[str] | None,
+        out: Mapping[str, Array] | None,
+        options: CallOptions,
+    ) -> InferResult:
+        wanted = tuple(spec.outputs) if outputs is None else spec.check_output_names(outputs)
+        tensors = await self._check_inputs(spec, inputs)
+        target = None
+        if out is not None:
+            if out.keys() - set(wanted):
+                raise InputError(
+                    f"model {spec.name!r}: out= has {sorted(out)}, the requested outputs are "
+                    f"{sorted(wanted)}"
+                )
+            checked = {name: check_out(spec.name, spec.outputs[name], out[name]) for name in out}
+            target = into(checked, spec.name)
+        call = Call(
+            tensors, wanted, options, target=target, is_owned_by_caller=target is not None
+        )
+        rows = spec.rows_of({tensor.spec.name: tensor.shape for tensor in tensors})
+        if rows is not None and rows > spec.max_batch_size:
+            return await run_split(self._executor, call, rows, slots=self._slots)
+        return await self._executor.run(call)
+
+    async def _check_inputs(self, spec: ModelSpec, inputs: Mapping[str, object]) -> list[Tensor]:
+        if not isinstance(inputs, Mapping):
+            raise InputError(
+                f"model {spec.name!r}: inputs is a mapping from name to value, got "
+                f"{type(inputs).__name__}"
+            )
+        spec.check_input_names(inputs)
+
+        def check() -> list[Tensor]:
+            tensors = [check_input(spec, name, inputs[name]) for name in spec.inputs if name in inputs]
+            for tensor in tensors:
+                if isinstance(tensor, BytesTensor):
+                    tensor.frame()
+            return tensors
+
+        if max(map(literal_size, inputs.values()), default=0) <= _ON_LOOP_ELEMENTS:
+            return check()
+        return await asyncio.shield(self._runtime.submit(check))
+
+    async def refresh(self) -> None:
+        """Fetch the model's metadata and config again, as after it was reloaded.
+
+        Raises:
+            ServerUnavailable, InferenceError: what the names say.
+        """
+        self._check_open()
+        await self._has_changed(self._executor.spec)
+
+    async def _has_changed(self, known: ModelSpec) -> bool:
+        fresh = await self._runtime.model_spec(self.name, self.version)
+        if fresh == known:
+            return False
+        self._executor.respecify(fresh)
+        return True
+
+    def lease(
+        self,
+        shapes: Mapping[str, Sequence[int]] | None = None,
+        *,
+        timeout: float | None | UseDefault = USE_DEFAULT,
+    ) -> Lease:
+        """Return a lease of one slot, to be used in an ``async with`` block.
+
+        Args:
+            shapes: full shapes of the inputs that are written in place, batch dimension
+                included. By default those of ``Client.model(shapes=...)``, else what the
+                metadata says, with ``max_batch_size`` rows. BYTES inputs are not leased,
+                they are given to `Lease.infer`.
+            timeout: seconds to wait for the slot; also the default of `Lease.infer`.
+
+        Raises:
+            InputError: a shape does not fit the model, or one is needed and not given.
+            PoolClosed: the model is closed.
+        """
+        self._check_open()
+        chosen = self._shapes if shapes is None and self._shapes is not None else None
+        if chosen is None:
+            chosen = self._lease_shapes(shapes or {})
+        limit = self._timeout if isinstance(timeout, UseDefault) else seconds(timeout)
+        return Lease(self._executor, chosen, timeout=limit)
+
+    def _lease_shapes(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Shape]:
+        spec = self._executor.spec
+        for name in shapes:
+            if name not in spec.inputs:
+                raise InputError(
+                    f"model {spec.name!r}: unknown input {name!r} in shapes; its inputs are "
+                    f"{sorted(spec.inputs)}"
+                )
+            if spec.inputs[name].datatype == BYTES:
+                raise InputError(
+                    f"model {spec.name!r}, input {name!r}: BYTES have no fixed size; give them to "
+                    "infer(inputs) instead of leasing them"
+                )
+        given = {name: tuple(int(size) for size in shape) for name, shape in shapes.items()}
+        rows = spec.rows_of(given) if given else None
+        if rows is None and spec.max_batch_size:
+            rows = spec.max_batch_size
+        if rows is not None and rows > spec.max_batch_size:
+            raise InputError(
+                f"model {spec.name!r}: a lease has at most {spec.max_batch_size} rows "
+                f"(max_batch_size), got {rows}"
+            )
+        chosen: dict[str, Shape] = {}
+        for name, tensor in spec.inputs.items():
+            shape = given.get(name)
+            if shape is None and (tensor.optional or tensor.datatype == BYTES):
+                continue
+            shape = shape or tensor.shape_for(rows)
+            if shape is None or not tensor.accepts(shape):
+                raise InputError(
+                    f"model {spec.name!r}, input {name!r}: expected shape {list(tensor.shape)} (-1 "
+                    f"is any), got {'none' if shape is None else list(shape)}"
+                )
+            chosen[name] = shape
+        return chosen
+
+    # Opening and closing
+
+    async def fill(self) -> None:
+        """Size and register all slots for the shapes that were given."""
+        if self._shapes is None or not self._executor.uses_shm:
+            return
+        byte_size = self._executor.lease_layout(self._shapes).byte_size
+        slots = [await self._engine.acquire() for _ in range(self._slots)]
+        try:
+            await gather_all([self._engine.fit(slot, byte_size) for slot in slots])
+        finally:
+            for slot in slots:
+                self._engine.unhold(slot)
+
+    async def aclose(self, timeout: float | None | UseDefault = USE_DEFAULT) -> None:
+        """Refuse new calls, wait for the running ones, and give the memory back.
+
+        Args:
+            timeout: seconds to wait for calls that the server has not answered; the
+                model's by default.
+
+        Arrays that outlived their lease keep their bytes. Idempotent.
+        """
+        self._state = ModelState.CLOSED
+        limit = self._timeout if isinstance(timeout, UseDefault) else seconds(timeout)
+        await self._engine.aclose(limit)
+        self._closed_hook(self)
+
+    def when_closed(self, hook: Callable[[Model], object]) -> None:
+        """Have ``hook`` called once the model is closed."""
+        self._closed_hook = hook
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+    def _check_open(self) -> None:
+        self._runtime.check_usable()
+        if self._state is not ModelState.OPEN:
+            raise PoolClosed(f"model {self.name!r} is closed; open it again with Client.model")

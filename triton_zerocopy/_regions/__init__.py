@@ -1,0 +1,1 @@
+"""Memory that this process and the server both map."""

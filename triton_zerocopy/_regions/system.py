@@ -1,0 +1,174 @@
+"""`SystemRegion`: POSIX shared memory, made and mapped without a resource tracker.
+
+Rules this module keeps (each has a reason in how Triton maps client memory):
+
+- ``O_CREAT | O_EXCL`` with an unguessable, single-use name and mode 0600.
+- ``posix_fallocate`` reserves every page: a full /dev/shm is an error here instead of a
+  SIGBUS in this process or in the server, which ``ftruncate`` would allow.
+- Never resized, never renamed. The name is unlinked when the region is freed, by the
+  process that made it and by no forked child.
+
+After an error in the constructor nothing is left: no file, no descriptor, no reservation.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import secrets
+import sys
+import warnings
+import weakref
+from typing import Any, Final
+
+import numpy as np
+
+from .._datatypes import Array
+from .._errors import CapacityError, InputError, RegionClosed, RegionError
+from .base import Region, RegionHost
+from .budget import Budget
+
+SHM_DIRECTORY: Final = "/dev/shm"
+NAME_PREFIX: Final = "tzc"
+
+
+class SystemRegion(Region):
+    """A POSIX shared memory object, mapped by this process and by the server.
+
+    Creating one blocks (a millisecond for each 2 MB or so): run it off the loop.
+
+    Attributes:
+        key: the object's name for ``shm_open``.
+    """
+
+    memory = "system"
+    is_host_accessible = True
+    is_device_accessible = False
+
+    def __init__(
+        self,
+        byte_size: int,
+        *,
+        owner_id: str,
+        budget: Budget,
+        mode: int = 0o600,
+        gid: int | None = None,
+        host: RegionHost | None = None,
+    ) -> None:
+        if byte_size <= 0:
+            raise InputError(f"a region has at least 1 byte, got byte_size={byte_size}")
+        name = new_name(owner_id)
+        super().__init__(name, byte_size, host)
+        self.key = f"/{name}"
+        token = budget.reserve(byte_size)
+        try:
+            self._map: mmap.mmap | None = _create(self._path, byte_size, mode, gid)
+        except BaseException:
+            budget.release(token)
+            raise
+        # The reservation ends with the mapping, which living arrays keep, not with free().
+        weakref.finalize(self._map, budget.release, token).atexit = False
+        self._unlink = weakref.finalize(self, _abandoned, self._path, os.getpid())
+
+    @property
+    def _path(self) -> str:
+        return f"{SHM_DIRECTORY}{self.key}"
+
+    def root(self) -> Array:
+        if self._map is None:
+            raise RegionClosed("the region is closed; make a new one")
+        return np.frombuffer(self._map, np.uint8)
+
+    def free(self) -> None:
+        if self._unlink.detach() is not None:
+            _unlink(self._path)
+        # Dropped, not closed: arrays that are still alive keep the mapping, and the last
+        # of them unmaps it. mmap.close() would raise BufferError while one lives.
+        self._map = None
+
+
+def new_name(owner_id: str) -> str:
+    """Return a region name that nobody can guess and that is never used again."""
+    return f"{NAME_PREFIX}-{owner_id}-{secrets.token_hex(16)}"
+
+
+def _create(path: str, byte_size: int, mode: int, gid: int | None) -> mmap.mmap:
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        descriptor = os.open(path, flags, 0o600)
+    except OSError as error:
+        raise _explain(error, byte_size) from error
+    try:
+        try:
+            if gid is not None:
+                os.fchown(descriptor, -1, gid)
+            # After chown, which clears bits, and free of the umask.
+            os.fchmod(descriptor, mode)
+            os.posix_fallocate(descriptor, 0, byte_size)
+            return _map(descriptor, byte_size)
+        finally:
+            os.close(descriptor)
+    except BaseException as error:
+        _unlink(path)
+        if isinstance(error, OSError):
+            raise _explain(error, byte_size) from error
+        raise
+
+
+def _map(descriptor: int, byte_size: int) -> mmap.mmap:
+    options: dict[str, Any] = {}
+    if sys.version_info >= (3, 13):
+        options["trackfd"] = False  # one descriptor less for each region
+    return mmap.mmap(descriptor, byte_size, mmap.MAP_SHARED, **options)
+
+
+def _explain(error: OSError, byte_size: int) -> RegionError:
+    if error.errno in (errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EFBIG):
+        return CapacityError(
+            f"{byte_size} bytes of shared memory were wanted, {SHM_DIRECTORY} has "
+            f"{_free_bytes()} free; make it larger (docker run --shm-size=..., a Memory emptyDir "
+            "with a sizeLimit in Kubernetes), use fewer slots, or remove what others left there",
+            needed=byte_size,
+        )
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return CapacityError(
+            f"no file descriptor is left to create shared memory ({error.strerror}); raise "
+            "`ulimit -n` or use fewer slots",
+            needed=byte_size,
+        )
+    if error.errno == errno.ENOENT:
+        return RegionError(f"{SHM_DIRECTORY} is not there; mount a tmpfs on it, or use memory='wire'")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return RegionError(
+            f"shared memory cannot be created in {SHM_DIRECTORY} ({error.strerror}); check its "
+            "mode, shm_mode and shm_gid, or use memory='wire'"
+        )
+    return RegionError(f"shared memory of {byte_size} bytes could not be created: {error.strerror}")
+
+
+def _free_bytes() -> int | str:
+    try:
+        stat = os.statvfs(SHM_DIRECTORY)
+    except OSError:
+        return "an unknown number of bytes"
+    return stat.f_bavail * stat.f_frsize
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+def _abandoned(path: str, pid: int) -> None:
+    """Last resort: the region was collected or the process ends, and nobody closed it."""
+    if os.getpid() != pid:
+        return  # a forked child never removes what its parent owns
+    _unlink(path)
+    warnings.warn(
+        "shared memory was never closed; use `async with` or `await ....aclose()`",
+        ResourceWarning,
+        stacklevel=2,
+    )

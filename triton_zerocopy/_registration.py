@@ -1,0 +1,114 @@
+"""A region becomes known to a server, and is forgotten by it.
+
+What holds after each end:
+
+- ``register`` failed: the server may know the name (the answer was lost), so it is
+  unregistered in passing; it is never tried again under the same name.
+- ``unregister`` returned: no request at the server refers to the region any more.
+- ``unregister`` raised: the region may still be written to; its memory is not reused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from ._errors import (
+    RegistrationError,
+    ServerCannotSeeMemory,
+    ServerUnavailable,
+    SharedMemoryDisabled,
+)
+from ._regions.system import SystemRegion
+from ._transports.base import ServerError, ServerInfo, Transport
+
+CALL_TIMEOUT: Final = 10.0  # seconds for one call of the control plane
+_POLL: Final = 0.005  # seconds between two looks at a region that is in use
+
+FIRST_WITH_FENCE: Final = (2, 50)
+"""Servers before 2.50 (24.09) unmap a region under a running request and crash."""
+
+
+async def register(transport: Transport, region: SystemRegion) -> None:
+    """Make a region known to the server.
+
+    Raises:
+        SharedMemoryDisabled, ServerCannotSeeMemory, RegistrationError: it refused.
+        ServerUnavailable: it did not answer.
+    """
+    try:
+        await transport.register_system(
+            region.name, region.key, region.byte_size, timeout=CALL_TIMEOUT
+        )
+    except ServerError as error:
+        problem = _explain(error, region.byte_size)
+        if isinstance(problem, ServerUnavailable):
+            try:
+                await transport.unregister_system(region.name, timeout=CALL_TIMEOUT)
+            except ServerError as second:
+                problem.add_note(f"and it could not be unregistered: {second.message}")
+        raise problem from error
+
+
+async def unregister(transport: Transport, name: str, *, timeout: float) -> None:
+    """Have the server forget a region, and return when no request uses it any more.
+
+    Servers 2.50 to 2.52 refuse while the region is in use; later ones say OK at once and
+    let go later, so the status is the proof. The unregister is repeated too, because a
+    deferred one can get lost in the server.
+
+    Args:
+        transport: the server.
+        name: the region's name.
+        timeout: seconds until this gives up.
+
+    Raises:
+        RegistrationError: it was still in use when the timeout passed.
+        ServerUnavailable: the server did not answer.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout
+    while True:
+        try:
+            await transport.unregister_system(name, timeout=CALL_TIMEOUT)
+            if not await transport.has_system(name, timeout=CALL_TIMEOUT):
+                return
+        except ServerError as error:
+            if "currently in use" not in error.message:
+                raise _explain(error, 0) from error
+        if loop.time() >= deadline:
+            raise RegistrationError(
+                f"a region is still in use by the server after {timeout:g} seconds; it stays "
+                "registered, and its memory is not reused"
+            )
+        await asyncio.sleep(_POLL)
+
+
+def check_release(server: ServerInfo) -> None:
+    """Raise RegistrationError for a server whose regions cannot be used safely."""
+    if server.release < FIRST_WITH_FENCE:
+        raise RegistrationError(
+            f"Triton {server.version} can crash when shared memory is unregistered and gives no "
+            "proof that it let go; use memory='wire' or a server from 2.50 (24.09) on"
+        )
+
+
+def _explain(error: ServerError, byte_size: int) -> RegistrationError | ServerUnavailable:
+    message = error.message
+    if error.code == "UNIMPLEMENTED" and "disabled" in message:
+        return SharedMemoryDisabled(
+            f"{message} (servers from 2.68 on start with client shared memory off)"
+        )
+    if "Unable to open shared memory region" in message:
+        return ServerCannotSeeMemory(
+            "the server cannot open this host's shared memory; it runs on another host, in a "
+            "container without a common /dev/shm (docker run --ipc=host on both, or one shared "
+            "/dev/shm volume), or as another user (see shm_mode and shm_gid)"
+        )
+    if "restricted" in message:
+        return RegistrationError(
+            f"the server restricts its shared memory calls: {message}; pass admin_headers"
+        )
+    if error.code in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"):
+        return ServerUnavailable(f"the server did not answer about shared memory: {message}")
+    return RegistrationError(f"the server refused a region of {byte_size} bytes: {message}")

@@ -1,0 +1,170 @@
+"""A server's answer is checked before it is believed; then its outputs are read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ._datatypes import BYTES, DTYPES, Array, Shape, byte_size_of, decode_bytes
+from ._errors import InferenceError, InputError
+from ._layout import OutputPlace
+from ._slots import as_tensor
+from ._specs import TensorSpec
+from ._transports.base import InferReply, OutputReply
+
+Target = Callable[[TensorSpec, Shape], Array]
+"""Returns the array that an output is copied into."""
+
+
+@dataclass(slots=True)
+class Received:
+    """One output that was checked against what was asked and reserved.
+
+    Attributes:
+        spec: the output.
+        shape: the shape the server gave it.
+        raw: its bytes: a view of the slot's room, or the inline bytes (read-only).
+        is_inline: True if the bytes came with the message.
+        ready: an array of it that was prepared before, if there is one.
+    """
+
+    spec: TensorSpec
+    shape: Shape
+    raw: Array
+    is_inline: bool
+    ready: Array | None = None
+
+    def view(self) -> Array:
+        """Return the tensor without a copy; BYTES are parsed from a private copy."""
+        if self.ready is not None:
+            return self.ready
+        if self.spec.datatype == BYTES:
+            return self.decode()[0]
+        return as_tensor(self.raw, self.spec.dtype, self.shape)
+
+    def decode(self) -> tuple[Array, int]:
+        """Parse BYTES out of a copy; returns the array and the bytes it took."""
+        return decode_bytes(self.raw.tobytes(), self.shape, exact=self.is_inline)
+
+    def copy(self) -> Array:
+        """Return the tensor in memory of its own."""
+        view = self.view()
+        return view if self.spec.datatype == BYTES else view.copy()
+
+
+def check_reply(
+    model: str,
+    reply: InferReply,
+    places: Sequence[OutputPlace],
+    ready: Sequence[Array | None],
+    room: Callable[[OutputPlace], Array],
+) -> list[Received]:
+    """Match the outputs of a reply with the places that were asked for.
+
+    Args:
+        model: name for messages.
+        reply: what the server answered.
+        places: the requested outputs, in the order of the request.
+        ready: for each place the array in the slot, where its shape was known before.
+        room: gives the flat bytes of a place in the slot.
+
+    Raises:
+        InferenceError: an output is missing, has another datatype, an impossible shape, or
+            more bytes than there are.
+    """
+    replied = {output.name: output for output in reply.outputs}
+    received = []
+    for place, array in zip(places, ready, strict=True):
+        output = replied.get(place.spec.name)
+        if output is None:
+            raise InferenceError(
+                f"the server answered without output {place.spec.name!r}, it sent {list(replied)}",
+                model=model,
+            )
+        received.append(_check_output(model, output, place, array, room))
+    return received
+
+
+def _check_output(
+    model: str,
+    output: OutputReply,
+    place: OutputPlace,
+    array: Array | None,
+    room: Callable[[OutputPlace], Array],
+) -> Received:
+    spec = place.spec
+    if output.datatype != spec.datatype:
+        raise InferenceError(
+            f"output {spec.name!r} came as {output.datatype}, the metadata says {spec.datatype}",
+            model=model,
+        )
+    if place.offset is not None:
+        if array is not None and output.shape == array.shape:
+            return Received(spec, output.shape, array, is_inline=False, ready=array)
+        raw = room(place)
+        expected = _check_shape(model, output, limit=raw.nbytes)
+        if spec.datatype != BYTES:
+            raw = raw[:expected]
+        return Received(spec, output.shape, raw, is_inline=False)
+    raw = np.frombuffer(output.data, np.uint8)
+    expected = _check_shape(model, output, limit=raw.nbytes)
+    if spec.datatype != BYTES and expected != raw.nbytes:
+        raise InferenceError(
+            f"output {spec.name!r} of shape {list(output.shape)} takes {expected} bytes, "
+            f"{raw.nbytes} came",
+            model=model,
+        )
+    return Received(spec, output.shape, raw, is_inline=True)
+
+
+def _check_shape(model: str, output: OutputReply, *, limit: int) -> int:
+    shape = output.shape
+    if any(size < 0 for size in shape):
+        raise InferenceError(
+            f"output {output.name!r} came with the impossible shape {list(shape)}", model=model
+        )
+    if output.datatype == BYTES:
+        needed = 4 * math.prod(shape)
+    else:
+        needed = byte_size_of(shape, output.datatype)
+    if needed > limit:
+        raise InferenceError(
+            f"output {output.name!r} of shape {list(shape)} takes {needed} bytes, there are "
+            f"{limit}",
+            model=model,
+        )
+    return needed
+
+
+def into(out: dict[str, Array], model: str) -> Target:
+    """Return a target that puts outputs into the caller's own arrays."""
+
+    def target(spec: TensorSpec, shape: Shape) -> Array:
+        array = out[spec.name]
+        if array.shape != shape:
+            raise InputError(
+                f"model {model!r}, out={spec.name!r}: the output has shape {list(shape)}, the "
+                f"array given for it {list(array.shape)}"
+            )
+        return array
+
+    return target
+
+
+def check_out(model: str, spec: TensorSpec, array: object) -> Array:
+    """Raise InputError unless ``array`` can receive an output as far as is known before."""
+    where = f"model {model!r}, out={spec.name!r}"
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{where}: expected a numpy array, got {type(array).__name__}")
+    if array.dtype.newbyteorder("=") != DTYPES[spec.datatype]:
+        raise InputError(f"{where}: expected dtype {spec.dtype}, got {array.dtype}")
+    if not array.flags.writeable:
+        raise InputError(f"{where}: the array is read-only")
+    if not spec.accepts(array.shape):
+        raise InputError(
+            f"{where}: expected shape {list(spec.shape)} (-1 is any), got {list(array.shape)}"
+        )
+    return array

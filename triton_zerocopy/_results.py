@@ -1,0 +1,90 @@
+"""What callers get: `InferResult`, and mappings of arrays that end with their lease."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from ._datatypes import Array
+from ._errors import LeaseReleased
+from ._transports.base import Parameter
+
+
+class LeaseArrays(Mapping[str, Array]):
+    """Arrays by tensor name, for as long as a lease lasts.
+
+    An array taken from it stays valid for as long as it is kept; the mapping does not.
+    """
+
+    __slots__ = ("__weakref__", "_arrays")
+
+    def __init__(self, arrays: Mapping[str, Array]) -> None:
+        self._arrays: Mapping[str, Array] | None = arrays
+
+    def expire(self) -> None:
+        """The lease is over: drop the arrays, so that only those the caller kept live."""
+        self._arrays = None
+
+    @property
+    def arrays(self) -> Mapping[str, Array]:
+        """The arrays; raises LeaseReleased after the lease."""
+        if self._arrays is None:
+            raise LeaseReleased(
+                "the lease is over; use its arrays inside the `async with` block, or keep an "
+                "array in a variable"
+            )
+        return self._arrays
+
+    def __getitem__(self, name: str) -> Array:
+        return self.arrays[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.arrays)
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    def __repr__(self) -> str:
+        if self._arrays is None:
+            return f"<{type(self).__name__} released>"
+        shapes = {name: list(array.shape) for name, array in self._arrays.items()}
+        return f"<{type(self).__name__} {shapes}>"
+
+
+class InferResult(LeaseArrays):
+    """The outputs of one infer call, a mapping from output name to array.
+
+    Arrays of ``Model.infer`` belong to the caller. Arrays of ``Lease.infer`` are views of
+    the slot, overwritten by the lease's next infer; read-only where the output came inline.
+
+    Attributes:
+        model_name: the model that answered.
+        model_version: its version, as a string.
+        request_id: the id given to the call.
+        parameters: the response's parameters.
+    """
+
+    __slots__ = ("model_name", "model_version", "parameters", "request_id")
+
+    def __init__(
+        self,
+        arrays: Mapping[str, Array],
+        *,
+        model_name: str,
+        model_version: str,
+        request_id: str,
+        parameters: Mapping[str, Parameter],
+    ) -> None:
+        super().__init__(arrays)
+        self.model_name = model_name
+        self.model_version = model_version
+        self.request_id = request_id
+        self.parameters = parameters
+
+    async def numpy(self, name: str) -> Array:
+        """Return an output as a host array; the same code works on every memory.
+
+        Raises:
+            KeyError: there is no such output.
+            LeaseReleased: the lease of this result is over.
+        """
+        return self[name]

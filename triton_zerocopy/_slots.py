@@ -1,0 +1,180 @@
+"""`Slot`: the memory of one request at a time, and what was prepared for it."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from ._datatypes import BYTES, Array
+from ._layout import InputPlace, Layout, OutputPlace
+from ._pool import PoolItem
+from ._regions.system import SystemRegion
+from ._transports.base import InferRequest, InputRef, MemoryRef, OutputRef, Transport
+
+_REMEMBERED: Final = 64
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A message that can be sent again and again, and the arrays it refers to.
+
+    Attributes:
+        message: the transport's prepared message.
+        inputs: for each input its array in the slot, flat bytes for BYTES; None if inline.
+        outputs: for each output its array in the slot where its shape is known.
+    """
+
+    message: object
+    inputs: list[Array | None]
+    outputs: list[Array | None]
+
+
+class Slot(PoolItem):
+    """One region, used by one request at a time.
+
+    A slot is free when nobody holds it. Its caller, a call with the server, and a thread
+    that copies each hold it; ``holds`` counts them. Arrays of an ended lease park it.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_lease_root",
+        "_messages",
+        "_prepared",
+        "_root",
+        "holds",
+        "is_doubtful",
+        "region",
+        "rest_until",
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.region: SystemRegion | None = None
+        self.holds = 0
+        self.is_doubtful = False
+        """True after a call that ended without proof that the server let go."""
+        self.rest_until = 0.0
+        """Loop time before which the region may not be unregistered; 0 for any time."""
+        self._root: Array | None = None
+        self._prepared: dict[Layout, Prepared] = {}
+        self._messages: dict[object, object] = {}
+        self._lease_root: weakref.ref[Array] | None = None
+
+    @property
+    def byte_size(self) -> int:
+        """Bytes of shared memory in this slot."""
+        return 0 if self.region is None else self.region.byte_size
+
+    def attach(self, region: SystemRegion | None) -> None:
+        """Take another region, or none."""
+        self.region = region
+        self._root = None if region is None else region.root()
+        self._lease_root = None
+        self.rest_until = 0.0
+        self.forget_prepared()
+
+    def forget_prepared(self) -> None:
+        """Drop the prepared messages; the region's name changed."""
+        self._prepared.clear()
+        self._messages.clear()
+
+    def prepare(self, layout: Layout, names: RequestNames, transport: Transport) -> Prepared:
+        """Return the prepared message for a layout, making it at the first time."""
+        prepared = self._prepared.get(layout)
+        if prepared is None:
+            refs = [
+                InputRef(place.spec.name, place.spec.datatype, place.shape, self.refer(place))
+                for place in layout.inputs
+            ]
+            prepared = self.make_prepared(layout, names, transport, refs)
+            if len(self._prepared) >= _REMEMBERED:
+                self._prepared.clear()
+            self._prepared[layout] = prepared
+        return prepared
+
+    def make_prepared(
+        self,
+        layout: Layout,
+        names: RequestNames,
+        transport: Transport,
+        inputs: Sequence[InputRef],
+    ) -> Prepared:
+        """Prepare a message with these inputs."""
+        outputs = [OutputRef(place.spec.name, self.refer(place)) for place in layout.outputs]
+        return Prepared(
+            transport.prepare(
+                InferRequest(names.model_name, names.model_version, inputs, outputs)
+            ),
+            [place_array(self._root, place) for place in layout.inputs],
+            [place_array(self._root, place) for place in layout.outputs],
+        )
+
+    def remember(self, key: object, make: Callable[[], object]) -> object:
+        """Return the message prepared for ``key``, making it at the first time."""
+        message = self._messages.get(key)
+        if message is None:
+            if len(self._messages) >= _REMEMBERED:
+                self._messages.clear()
+            message = self._messages[key] = make()
+        return message
+
+    def refer(self, place: InputPlace | OutputPlace) -> MemoryRef | None:
+        """Return how a message names this place; None for inline."""
+        if place.offset is None or self.region is None:
+            return None
+        return MemoryRef(self.region.name, place.offset, place.byte_size)
+
+    def room(self, place: OutputPlace) -> Array:
+        """Return the flat bytes of an output's room."""
+        assert self._root is not None and place.offset is not None
+        return self._root[place.offset : place.offset + place.byte_size]
+
+    # Leases
+
+    def lend_root(self) -> Array:
+        """Return the array that all arrays of one lease are views of."""
+        assert self.region is not None
+        root = self.region.root()
+        self._lease_root = weakref.ref(root)
+        return root
+
+    def when_arrays_die(self, died: Callable[[], object]) -> bool:
+        """Arrange for ``died`` if arrays of the last lease are alive; tell whether they are.
+
+        ``died`` is called in whatever thread drops the last of them.
+        """
+        root = None if self._lease_root is None else self._lease_root()
+        if root is None:
+            return False
+        weakref.finalize(root, died).atexit = False
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class RequestNames:
+    """Which model a message is for."""
+
+    model_name: str
+    model_version: str
+
+
+def place_array(root: Array | None, place: InputPlace | OutputPlace) -> Array | None:
+    """Return the array of a place inside ``root``; None if inline or of unknown shape."""
+    if root is None or place.offset is None:
+        return None
+    flat = root[place.offset : place.offset + place.byte_size]
+    if place.spec.datatype == BYTES:
+        return flat if isinstance(place, InputPlace) else None
+    if place.shape is None:
+        return None
+    return as_tensor(flat, place.spec.dtype, place.shape)
+
+
+def as_tensor(flat: Array, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
+    """View flat bytes as a tensor."""
+    return flat.view(dtype).reshape(shape)

@@ -1,0 +1,326 @@
+"""gRPC, over the generated stubs of tritonclient and grpc.aio.
+
+An infer call is driven without a task of its own: grpc.aio already runs each call in a
+task, so waiting for that task through callbacks costs less than a second task with a
+shield around it, and nobody's cancel can reach it.
+
+A message is put together from serialised parts. Protocol Buffers define that parsing
+concatenated messages merges them ("Last One Wins" and repeated fields append, Encoding,
+protobuf.dev), so the constant part is serialised once and only what changes is added.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from typing import Any, Final, TypeVar
+
+import grpc
+import grpc.aio
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from .._errors import InputError
+from .._specs import ModelSpec, TensorSpec
+from .._urls import SslOptions, Target
+from .base import (
+    DEFAULT_OPTIONS,
+    CallOptions,
+    Done,
+    InferReply,
+    InferRequest,
+    MemoryRef,
+    OutputReply,
+    Parameter,
+    ServerError,
+    ServerInfo,
+)
+
+_MAX_MESSAGE: Final = 2**31 - 1  # gRPC's own limit, an int32
+_CHANNEL_OPTIONS: Final = (
+    ("grpc.max_send_message_length", _MAX_MESSAGE),
+    ("grpc.max_receive_message_length", _MAX_MESSAGE),
+    # gRPC's defaults (1 s, growing to 120 s) leave a restarted server unused for half a minute.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    # Each client owns its connection, instead of sharing it through a process-wide pool.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+_INFER_METHOD: Final = "/inference.GRPCInferenceService/ModelInfer"
+_RAW_INPUT_TAG: Final = b"\x3a"  # field 7 (raw_input_contents), wire type 2
+
+Result = TypeVar("Result")
+
+
+class GrpcTransport:
+    """A channel to one server; it belongs to the event loop it is made in.
+
+    Args:
+        target: where the server is.
+        ssl: how to encrypt, for a secure target.
+        headers: sent with every call.
+        admin_headers: sent with calls about shared memory besides ``headers``.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        *,
+        ssl: SslOptions | None,
+        headers: Mapping[str, str],
+        admin_headers: Mapping[str, str],
+    ) -> None:
+        if ssl is None:
+            self._channel = grpc.aio.insecure_channel(target.address, options=_CHANNEL_OPTIONS)
+        else:
+            credentials = channel_credentials(ssl)
+            self._channel = grpc.aio.secure_channel(
+                target.address, credentials, options=_CHANNEL_OPTIONS
+            )
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._headers = tuple(headers.items()) or None
+        self._admin_headers = (*headers.items(), *admin_headers.items()) or None
+        # The message is serialised already; only the answer is parsed.
+        self._infer = self._channel.unary_unary(
+            _INFER_METHOD, response_deserializer=service_pb2.ModelInferResponse.FromString
+        )
+
+    # Inference
+
+    def prepare(self, request: InferRequest) -> bytes:
+        """Serialise all that stays the same of a request."""
+        message = service_pb2.ModelInferRequest(
+            model_name=request.model_name, model_version=request.model_version
+        )
+        for tensor in request.inputs:
+            entry = message.inputs.add(
+                name=tensor.name, datatype=tensor.datatype, shape=tensor.shape
+            )
+            _place(entry.parameters, tensor.memory)
+        for output in request.outputs:
+            _place(message.outputs.add(name=output.name).parameters, output.memory)
+        serialized: bytes = message.SerializeToString()
+        return serialized
+
+    def compose(
+        self, prepared: object, payloads: Sequence[memoryview], options: CallOptions
+    ) -> bytes:
+        assert isinstance(prepared, bytes)
+        if not payloads and options is DEFAULT_OPTIONS:
+            return prepared
+        parts: list[bytes | memoryview] = [prepared]
+        if options is not DEFAULT_OPTIONS:
+            parts.append(_serialize_options(options))
+        size = sum(map(len, parts)) + sum(len(payload) for payload in payloads)
+        if size > _MAX_MESSAGE - 64 * len(payloads):
+            raise InputError(
+                f"the request is {size} bytes, gRPC takes {_MAX_MESSAGE}; use shared memory "
+                "or smaller batches",
+            )
+        for payload in payloads:
+            parts += (_RAW_INPUT_TAG, _varint(len(payload)), payload)
+        return b"".join(parts)
+
+    def infer(self, message: object, done: Done) -> None:
+        _Flight(self._infer(message, metadata=self._headers), done)
+
+    # Control plane
+
+    async def server_info(self, *, timeout: float | None) -> ServerInfo:
+        reply = await self._call(
+            self._stub.ServerMetadata, service_pb2.ServerMetadataRequest(), timeout
+        )
+        return ServerInfo(reply.name, reply.version, tuple(reply.extensions))
+
+    async def is_ready(self, *, timeout: float | None) -> bool:
+        reply = await self._call(self._stub.ServerReady, service_pb2.ServerReadyRequest(), timeout)
+        return bool(reply.ready)
+
+    async def model_spec(self, name: str, version: str, *, timeout: float | None) -> ModelSpec:
+        metadata = await self._call(
+            self._stub.ModelMetadata,
+            service_pb2.ModelMetadataRequest(name=name, version=version),
+            timeout,
+        )
+        answer = await self._call(
+            self._stub.ModelConfig,
+            service_pb2.ModelConfigRequest(name=name, version=version),
+            timeout,
+        )
+        config = answer.config
+        optional = {entry.name for entry in config.input if entry.optional}
+        return ModelSpec.make(
+            name,
+            version,
+            [_tensor_spec(entry, optional) for entry in metadata.inputs],
+            [_tensor_spec(entry) for entry in metadata.outputs],
+            max_batch_size=config.max_batch_size,
+            is_decoupled=config.model_transaction_policy.decoupled,
+            is_ensemble=config.platform == "ensemble" or config.HasField("ensemble_scheduling"),
+            platform=metadata.platform,
+        )
+
+    async def register_system(
+        self, name: str, key: str, byte_size: int, *, timeout: float | None
+    ) -> None:
+        # Offset 0 always: servers before 2.60 add another offset twice.
+        request = service_pb2.SystemSharedMemoryRegisterRequest(
+            name=name, key=key, offset=0, byte_size=byte_size
+        )
+        await self._administer(self._stub.SystemSharedMemoryRegister, request, timeout)
+
+    async def unregister_system(self, name: str, *, timeout: float | None) -> None:
+        if not name:
+            raise ValueError("an empty name would unregister every client's regions")
+        request = service_pb2.SystemSharedMemoryUnregisterRequest(name=name)
+        await self._administer(self._stub.SystemSharedMemoryUnregister, request, timeout)
+
+    async def has_system(self, name: str, *, timeout: float | None) -> bool:
+        request = service_pb2.SystemSharedMemoryStatusRequest(name=name)
+        try:
+            await self._administer(self._stub.SystemSharedMemoryStatus, request, timeout)
+        except ServerError as error:
+            if error.code == "NOT_FOUND":
+                return False
+            raise
+        return True
+
+    async def aclose(self) -> None:
+        await self._channel.close()
+
+    async def _call(
+        self, method: Callable[..., Awaitable[Any]], request: object, timeout: float | None
+    ) -> Any:
+        return await _translated(method(request, timeout=timeout, metadata=self._headers))
+
+    async def _administer(
+        self, method: Callable[..., Awaitable[Any]], request: object, timeout: float | None
+    ) -> Any:
+        return await _translated(method(request, timeout=timeout, metadata=self._admin_headers))
+
+
+class _Flight:
+    """One infer call, driven through its awaitable by callbacks instead of by a task.
+
+    An awaitable yields the future that it waits for; a task would do the same as this.
+    """
+
+    __slots__ = ("_done", "_steps")
+
+    def __init__(self, call: Awaitable[Any], done: Done) -> None:
+        self._steps: Generator[Any, Any, Any] = call.__await__()  # type: ignore[assignment]
+        self._done = done
+        self._step()
+
+    def _step(self, _finished: object = None) -> None:
+        try:
+            future = self._steps.send(None)
+        except StopIteration as end:
+            try:
+                reply = _reply(end.value)
+            except Exception as error:
+                self._done(None, ServerError("DATA_LOSS", f"unreadable answer: {error!r}"))
+            else:
+                self._done(reply, None)
+        except grpc.RpcError as error:
+            self._done(None, _server_error(error))
+        except (Exception, asyncio.CancelledError) as error:
+            self._done(None, error)
+        else:
+            future._asyncio_future_blocking = False  # what a task does on receiving it
+            future.add_done_callback(self._step)
+
+
+def channel_credentials(ssl: SslOptions) -> grpc.ChannelCredentials:
+    """Read the certificates of ``ssl``. Blocking, small files."""
+    return grpc.ssl_channel_credentials(
+        root_certificates=ssl.read(ssl.root_certificates),
+        private_key=ssl.read(ssl.private_key),
+        certificate_chain=ssl.read(ssl.certificate_chain),
+    )
+
+
+def _place(parameters: Any, memory: MemoryRef | None) -> None:
+    if memory is None:
+        return
+    parameters["shared_memory_region"].string_param = memory.region
+    parameters["shared_memory_byte_size"].int64_param = memory.byte_size
+    if memory.offset:
+        parameters["shared_memory_offset"].int64_param = memory.offset
+
+
+def _serialize_options(options: CallOptions) -> bytes:
+    message = service_pb2.ModelInferRequest(id=options.request_id)
+    parameters = message.parameters
+    if options.priority:
+        parameters["priority"].uint64_param = options.priority
+    if options.queue_timeout is not None:
+        parameters["timeout"].int64_param = options.queue_timeout
+    for name, value in options.parameters.items():
+        match value:
+            case bool():
+                parameters[name].bool_param = value
+            case int():
+                parameters[name].int64_param = value
+            case float():
+                parameters[name].double_param = value
+            case _:
+                parameters[name].string_param = value
+    serialized: bytes = message.SerializeToString()
+    return serialized
+
+
+def _varint(value: int) -> bytes:
+    """Encode a non-negative integer as a base-128 varint (Encoding, protobuf.dev)."""
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
+
+
+def _tensor_spec(entry: Any, optional: set[str] | None = None) -> TensorSpec:
+    return TensorSpec(
+        entry.name, entry.datatype, tuple(entry.shape), entry.name in (optional or ())
+    )
+
+
+def _reply(response: Any) -> InferReply:
+    raw = response.raw_output_contents
+    count = len(raw)
+    return InferReply(
+        response.model_name,
+        response.model_version,
+        response.id,
+        _parameters(response.parameters) if response.parameters else {},
+        [
+            OutputReply(
+                output.name,
+                output.datatype,
+                tuple(output.shape),
+                # Index-aligned: an output in shared memory has an empty entry.
+                raw[index] if index < count else b"",
+            )
+            for index, output in enumerate(response.outputs)
+        ],
+    )
+
+
+def _parameters(parameters: Any) -> dict[str, Parameter]:
+    return {
+        name: getattr(value, kind)
+        for name, value in parameters.items()
+        if (kind := value.WhichOneof("parameter_choice")) is not None
+    }
+
+
+def _server_error(error: Any) -> ServerError:
+    return ServerError(error.code().name, error.details() or "")
+
+
+async def _translated(call: Awaitable[Result]) -> Result:
+    try:
+        return await call
+    except grpc.RpcError as error:
+        raise _server_error(error) from error

@@ -245,18 +245,20 @@ class Lease:
         writes: list[tuple[Tensor, Array]] = []
         inline: list[Tensor] = []
         refs: list[InputRef] = []
-        for tensor in tensors:
+        for given in tensors:
+            tensor = given
             name = tensor.spec.name
             place = places.get(name)
             memory = None
-            if isinstance(tensor, PlacedTensor):
-                pass
-            elif place is None or place.offset is None or slot.region is None:
-                inline.append(tensor)
-            else:
-                memory = MemoryRef(slot.region.name, place.offset, tensor.byte_size)
+            if place is not None and not isinstance(tensor, PlacedTensor):
+                array = arrays[name][: tensor.shape[0]]
                 if not isinstance(tensor, LeasedTensor):
-                    writes.append((tensor, arrays[name][: tensor.shape[0]]))
+                    writes.append((tensor, array))
+                    tensor = LeasedTensor(tensor.spec, array, tensor.shape, tensor.byte_size)
+                if place.offset is not None and slot.region is not None:
+                    memory = MemoryRef(slot.region.name, place.offset, tensor.byte_size)
+            if memory is None and not isinstance(tensor, PlacedTensor):
+                inline.append(tensor)
             refs.append(input_ref(tensor, memory))
         wanted = [self._output_place(name) for name in outputs]
         names = self._executor.names

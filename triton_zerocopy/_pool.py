@@ -33,23 +33,9 @@ class SlotState(enum.Enum):
     RETIRED = "retired"
 
 
-_ORIGINS: Final = {
-    SlotState.FREE: {SlotState.LEASED, SlotState.IN_FLIGHT, SlotState.PARKED, SlotState.QUARANTINED},
-    SlotState.LEASED: {SlotState.FREE, SlotState.IN_FLIGHT},
-    SlotState.IN_FLIGHT: {SlotState.LEASED},
-    SlotState.PARKED: {SlotState.LEASED, SlotState.IN_FLIGHT},
-    SlotState.QUARANTINED: {SlotState.LEASED, SlotState.IN_FLIGHT},
-    SlotState.RETIRED: {
-        SlotState.FREE,
-        SlotState.LEASED,
-        SlotState.IN_FLIGHT,
-        SlotState.PARKED,
-        SlotState.QUARANTINED,
-    },
-}
-"""For each state the states it may be reached from."""
-
-_IN_USE: Final = {SlotState.LEASED, SlotState.IN_FLIGHT, SlotState.QUARANTINED}
+_USED: Final = (SlotState.LEASED, SlotState.IN_FLIGHT)
+_IN_USE: Final = (*_USED, SlotState.QUARANTINED)
+_ANY: Final = (*_IN_USE, SlotState.FREE, SlotState.PARKED)
 
 
 class PoolItem:
@@ -177,22 +163,22 @@ class Pool(Generic[T]):
 
     def depart(self, item: T) -> None:
         """LEASED to IN_FLIGHT: its request went to the server."""
-        self._move(item, SlotState.IN_FLIGHT)
+        self._move(item, SlotState.IN_FLIGHT, SlotState.LEASED)
         self._in_flight += 1
 
     def arrive(self, item: T) -> None:
         """IN_FLIGHT to LEASED: the server answered."""
-        self._move(item, SlotState.LEASED)
+        self._move(item, SlotState.LEASED, SlotState.IN_FLIGHT)
         self._in_flight -= 1
 
     def release(self, item: T) -> None:
         """Give an item back; the next waiter has it at once."""
-        self._leave(item, SlotState.FREE)
+        self._leave(item, SlotState.FREE, *_USED)
         self._admit(item)
 
     def park(self, item: T) -> None:
         """Its lease is over, but arrays of it are still alive."""
-        self._leave(item, SlotState.PARKED)
+        self._leave(item, SlotState.PARKED, *_USED)
         self._parked.add(item)
         if self._is_closed:
             self.retire(item)
@@ -203,12 +189,12 @@ class Pool(Generic[T]):
         if item.state is not SlotState.PARKED:
             return  # closing the pool retired it first
         self._parked.remove(item)
-        self._move(item, SlotState.FREE)
+        self._move(item, SlotState.FREE, SlotState.PARKED)
         self._admit(item)
 
     def quarantine(self, item: T) -> None:
         """Its call ended without proof that the server let go. It stays in use."""
-        self._leave(item, SlotState.QUARANTINED)
+        self._leave(item, SlotState.QUARANTINED, *_USED)
         self._in_use += 1
         self._quarantined.add(item)
 
@@ -217,7 +203,7 @@ class Pool(Generic[T]):
         if item.state is not SlotState.QUARANTINED:
             return  # closing the pool retired it first
         self._quarantined.remove(item)
-        self._leave(item, SlotState.FREE)
+        self._leave(item, SlotState.FREE, SlotState.QUARANTINED)
         self._admit(item)
 
     def retire(self, item: T) -> None:
@@ -229,9 +215,9 @@ class Pool(Generic[T]):
         if item in self._free:
             self._free.remove(item)
         if item.state in _IN_USE:
-            self._leave(item, SlotState.RETIRED)
+            self._leave(item, SlotState.RETIRED, *_IN_USE)
         else:
-            self._move(item, SlotState.RETIRED)
+            self._move(item, SlotState.RETIRED, *_ANY)
         self._retired += 1
         self._discard(item)
         self._serve()
@@ -280,17 +266,15 @@ class Pool(Generic[T]):
 
     # The rules
 
-    def _move(self, item: T, state: SlotState) -> None:
-        if item.state not in _ORIGINS[state]:
+    def _move(self, item: T, state: SlotState, *origins: SlotState) -> None:
+        if item.state not in origins:
             raise PoolError(f"{self._name}: a slot cannot go from {item.state.value} to {state.value}")
         item.state = state
 
-    def _leave(self, item: T, state: SlotState) -> None:
+    def _leave(self, item: T, state: SlotState, *origins: SlotState) -> None:
         """An item in use is not in use any more."""
         was_in_flight = item.state is SlotState.IN_FLIGHT
-        if item.state not in _IN_USE:
-            raise PoolError(f"{self._name}: a slot cannot go from {item.state.value} to {state.value}")
-        self._move(item, state)
+        self._move(item, state, *origins)
         self._in_use -= 1
         self._in_flight -= was_in_flight
         if self._drained is not None and not self._drained.done():
@@ -303,7 +287,7 @@ class Pool(Generic[T]):
             item = self._free.pop()
         else:
             item = self._make()
-        self._move(item, SlotState.LEASED)
+        self._move(item, SlotState.LEASED, SlotState.FREE)
         self._in_use += 1
         return item
 

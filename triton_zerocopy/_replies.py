@@ -15,8 +15,8 @@ from ._slots import as_tensor
 from ._specs import TensorSpec
 from ._transports.base import InferReply, OutputReply
 
-Target = Callable[[TensorSpec, Shape], Array]
-"""Returns the array that an output is copied into."""
+Target = Callable[[TensorSpec, Shape], Array | None]
+"""Returns the array that an output is copied into, None for a new one."""
 
 
 @dataclass(slots=True)
@@ -142,9 +142,9 @@ def _check_shape(model: str, output: OutputReply, *, limit: int) -> int:
 def into(out: dict[str, Array], model: str) -> Target:
     """Return a target that puts outputs into the caller's own arrays."""
 
-    def target(spec: TensorSpec, shape: Shape) -> Array:
-        array = out[spec.name]
-        if array.shape != shape:
+    def target(spec: TensorSpec, shape: Shape) -> Array | None:
+        array = out.get(spec.name)
+        if array is not None and array.shape != shape:
             raise InputError(
                 f"model {model!r}, out={spec.name!r}: the output has shape {list(shape)}, the "
                 f"array given for it {list(array.shape)}"

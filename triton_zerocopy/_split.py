@@ -96,6 +96,5 @@ class _Whole:
         return target
 
     def _make(self, spec: TensorSpec, shape: Shape) -> Array:
-        if self._target is not None:
-            return self._target(spec, shape)
-        return np.empty(shape, np.object_ if spec.datatype == BYTES else spec.dtype)
+        given = None if self._target is None else self._target(spec, shape)
+        return given if given is not None else np.empty(shape, np.object_ if spec.datatype == BYTES else spec.dtype)

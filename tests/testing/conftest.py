@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,14 @@ def infer_input(name: str, array: np.ndarray[Any, Any]) -> grpcclient.InferInput
     tensor = grpcclient.InferInput(name, list(array.shape), datatype)
     tensor.set_data_from_numpy(array)
     return tensor
+
+
+def wait_until(condition: Callable[[], object], *, timeout: float = 20.0) -> None:
+    """Wait for a state that another process or thread brings about."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.005)
 
 
 DATATYPES = {

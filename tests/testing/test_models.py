@@ -85,7 +85,7 @@ def test_bytes_without_support_for_them_are_refused() -> None:
     """With the model's name and the way out."""
     model = PythonModel(same, inputs={"X": ("BYTES", [-1])}, outputs=OUT)
 
-    with pytest.raises(ModelLoadError, match="'texts' has BYTES .*SERVER_PYTHON") as caught:
+    with pytest.raises(ModelLoadError, match=r"'texts' has BYTES .*SERVER_PYTHON") as caught:
         model.files("texts", dlpack_only=True)
 
     assert caught.value.models == ("texts",)

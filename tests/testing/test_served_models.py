@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from triton_zerocopy.testing import (
     TritonServer,
 )
 from triton_zerocopy.testing._interpreter import ENVIRONMENT_VARIABLE, find_interpreter
+from triton_zerocopy.testing._sweep import session_members
 
 from .conftest import DATATYPES, Infer, infer_input
 
@@ -131,6 +131,7 @@ def server() -> Iterator[TritonServer]:
     """One server with all models."""
     with TritonServer(models=MODELS) as server:
         yield server
+        server.kill()  # quicker than a polite end
 
 
 @pytest.fixture(scope="module", params=["numpy", "dlpack"])
@@ -139,11 +140,11 @@ def either_server(request: pytest.FixtureRequest) -> Iterator[TritonServer]:
     if request.param == "numpy":
         yield request.getfixturevalue("server")
         return
-    pytest.importorskip("triton_zerocopy.testing")
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv(ENVIRONMENT_VARIABLE, _python_3_13())
         with TritonServer({"same": SAME, "truncate": TRUNCATE, "count": COUNT}) as server:
             yield server
+            server.kill()
 
 
 def _python_3_13() -> str:
@@ -198,7 +199,8 @@ def _stream(server: TritonServer, number: int) -> list[Any]:
     with grpcclient.InferenceServerClient(server.grpc_url) as client:
         client.start_stream(lambda result, error: answers.put(error or result))
         client.async_stream_infer(
-            "count", [infer_input("N", np.array([number], np.int32))],
+            "count",
+            [infer_input("N", np.array([number], np.int32))],
             enable_empty_final_response=True,
         )
         found: list[Any] = []
@@ -259,15 +261,10 @@ def test_models_of_any_kind_work_together(server: TritonServer, infer: Infer) ->
     assert infer(server, "ensemble", {"X": np.ones(2, np.float32)})["Y"].tolist() == [4, 4]
 
 
-def slow(X: Any) -> Any:
-    time.sleep(float(X[0]))
-    return X
-
-
-def test_instances_run_at_the_same_time(infer: Infer) -> None:
-    """Two requests, two processes."""
-    model = PythonModel(slow, inputs=X, outputs=Y, instances=2)
-    with TritonServer({"slow": model}) as server:
-        assert server.log_text().count("TRITONBACKEND_ModelInstanceInitialize: slow_") == 2
-        assert infer(server, "slow", {"X": np.zeros(1, np.float32)})["Y"].tolist() == [0]
+def test_instances_are_processes_of_their_own(infer: Infer) -> None:
+    """As many as asked for."""
+    model = PythonModel(scale, inputs=X, outputs=Y, instances=2)
+    with TritonServer({"scale": model}) as server:
+        assert server.log_text().count("TRITONBACKEND_ModelInstanceInitialize: scale_") == 2
+        assert len(session_members(server.pid)) == 3
         server.kill()

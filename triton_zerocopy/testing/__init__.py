@@ -1,16 +1,16 @@
 """A real Triton server for tests, without Docker and without a GPU.
 
-    from triton_zerocopy.testing import PythonModel, TritonServer
+from triton_zerocopy.testing import PythonModel, TritonServer
 
-    def double(INPUT0):
-        return INPUT0 * 2
+def double(INPUT0):
+    return INPUT0 * 2
 
-    MODEL = PythonModel(
-        double, inputs={"INPUT0": ("FP32", [-1])}, outputs={"OUTPUT0": ("FP32", [-1])}
-    )
+MODEL = PythonModel(
+    double, inputs={"INPUT0": ("FP32", [-1])}, outputs={"OUTPUT0": ("FP32", [-1])}
+)
 
-    async with TritonServer(models={"double": MODEL}) as server:
-        ...  # server.grpc_url, server.http_url
+async with TritonServer(models={"double": MODEL}) as server:
+    ...  # server.grpc_url, server.http_url
 """
 
 from __future__ import annotations

@@ -53,10 +53,11 @@ def explain_exit(log: str, returncode: int) -> ServerError:
             " it, or add its directory to LD_LIBRARY_PATH with env=.",
             returncode=returncode,
         )
-    refusal, usage, _ = log.partition("\nUsage: ")
+    before, usage, after = log.partition("Usage: tritonserver")
     if usage:
+        refusal = before.strip() or after.strip().splitlines()[-1]
         return ServerExited(
-            f"The server does not understand its arguments: {refusal.strip()}. Correct args=.",
+            f"The server does not understand its arguments: {refusal}. Correct args=.",
             returncode=returncode,
         )
     return ServerExited(

@@ -66,14 +66,21 @@ class Endpoints:
 class EndpointChooser:
     """Chooses endpoints from what the caller asked for."""
 
-    def __init__(self, args: Sequence[str], *, grpc_port: int | None, http_port: int | None):
+    def __init__(
+        self, args: Sequence[str], *, grpc_port: int | None, http_port: int | None
+    ) -> None:
         """Take what the caller wants.
 
         Args:
             args: Server arguments, of which --grpc-address and --http-address are taken out.
             grpc_port: A given port, or None to have one chosen.
             http_port: The same for HTTP.
+
+        Raises:
+            ValueError: Both ports are the same.
         """
+        if grpc_port is not None and grpc_port == http_port:
+            raise ValueError(f"grpc_port and http_port are both {grpc_port}; they must differ.")
         self._grpc_port = grpc_port
         self._http_port = http_port
         self.remaining_args = list(args)

@@ -52,7 +52,7 @@ def install(
     environment = {key: value for key, value in os.environ.items() if key not in _DROPPED}
     environment["TMPDIR"] = str(scratch)
     with output.open("wb") as log:
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: S603 # pip or uv
             command,
             stdin=subprocess.DEVNULL,
             stdout=log,

@@ -98,7 +98,7 @@ def find_interpreter(environment: Mapping[str, str] | None = None) -> ServerPyth
 def inspect_interpreter(executable: str | os.PathLike[str]) -> ServerPython | str:
     """Return what the server needs to know of an interpreter, or why it cannot serve."""
     try:
-        result = subprocess.run(
+        result = subprocess.run(  # noqa: S603 # an interpreter of this machine
             [executable, "-I", "-c", _PROBE],
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -164,7 +164,9 @@ class PythonModel(ServableModel):
             ValueError: The source defines no TritonPythonModel.
         """
         if "TritonPythonModel" not in source:
-            raise ValueError("A model.py defines the class TritonPythonModel; this source does not.")
+            raise ValueError(
+                "A model.py defines the class TritonPythonModel; this source does not."
+            )
         if "backend:" not in config_pbtxt:
             config_pbtxt = f'backend: "python"\n{config_pbtxt}'
         return RawModel(config_pbtxt, {f"{version}/model.py": source}, version=version)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ._errors import ServerError
-from ._sweep import Guard, kill_session, remove_shared_memory, session_members
+from ._sweep import Guard, kill_session, remove_shared_memory
 
 _POLL = 0.005  # seconds
 _KILL_PATIENCE = 10.0  # seconds that the kernel gets to end what was killed
@@ -50,7 +50,7 @@ class ServerProcess:
         with log.open("ab") as output:
             self.log_start = output.tell()
             # A session of its own: Ctrl-C in the terminal is for the tests, which then stop it.
-            self._popen = subprocess.Popen(
+            self._popen = subprocess.Popen(  # noqa: S603 # the caller names the program
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -102,8 +102,9 @@ class ServerProcess:
         try:
             if patience > 0:
                 self.send_signal(signal.SIGTERM)
-                # The stubs of the python backend end after the server that started them.
-                while session_members(self.pid) and time.monotonic() < deadline:
+                # An orderly server ends after the stubs of its python backend. Those of a server
+                # that crashed take long to notice, and have nothing left to do.
+                while not self.has_ended() and time.monotonic() < deadline:
                     time.sleep(_POLL)
         finally:
             survivors = kill_session(self.pid, patience=_KILL_PATIENCE)

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import os
-import secrets
-import shutil
+import contextlib
 import signal
-import tempfile
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from . import _health
-from ._diagnosis import explain_exit, tail
 from ._endpoints import EndpointChooser, Endpoints
-from ._errors import Aborted, PortInUse, ServerError, StartupTimeout
+from ._errors import Aborted, PortInUse, ServerError
 from ._models import ServableModel
 from ._process import ServerProcess
-from ._runtime import Runtime, find_runtime
+from ._staging import Options, StagedServer, StrPath, repository_paths
 from ._threads import run_abortable, run_to_end
-
-StrPath = str | os.PathLike[str]
 
 _POLL = 0.02  # seconds
 _PATIENCE = 10.0  # seconds from SIGTERM to SIGKILL
 _PORT_ATTEMPTS = 5
 _PORT_PATIENCE = 10.0  # seconds that a restart waits for its own ports
+_NOT_STARTED = "The server is not started. Use it in a with block, or start() it."
 
 
 class TritonServer:
@@ -72,21 +66,23 @@ class TritonServer:
             log: File to which the server's output is appended; kept afterwards.
             env: Environment variables for the server, over those of this process.
         """
-        self._models = dict(models or {})
-        self._repositories = _paths(model_repository)
         self._chooser = EndpointChooser(args, grpc_port=grpc_port, http_port=http_port)
-        self._executable = executable
-        self._backend_directory = backend_directory
-        self._startup_timeout = startup_timeout
-        self._kept_log = Path(log).absolute() if log is not None else None
-        self._env = dict(env or {})
+        self._options = Options(
+            models=dict(models or {}),
+            repositories=repository_paths(model_repository),
+            args=self._chooser.remaining_args,
+            executable=executable,
+            backend_directory=backend_directory,
+            startup_timeout=startup_timeout,
+            log=Path(log).absolute() if log is not None else None,
+            env=dict(env or {}),
+        )
 
         # Guards everything below. Stopping sets the event first, so that it need not wait long
         # for a start in another thread.
         self._lock = threading.RLock()
         self._abort = threading.Event()
-        self._directory: Path | None = None
-        self._runtime: Runtime | None = None
+        self._staged: StagedServer | None = None
         self._endpoints: Endpoints | None = None
         self._process: ServerProcess | None = None
         self._version = ""
@@ -134,7 +130,7 @@ class TritonServer:
     def pid(self) -> int:
         """The process id, also of a server that has just ended; another one after a restart."""
         if self._process is None:
-            raise ServerError("The server is not started. Use it in a with block, or start() it.")
+            raise ServerError(_NOT_STARTED)
         return self._process.pid
 
     @property
@@ -150,10 +146,8 @@ class TritonServer:
 
     def log_text(self) -> str:
         """Return what the server has written so far, restarts included."""
-        path = self._log_path()
-        if path is None or not path.exists():
-            return self._last_log
-        return path.read_text("utf-8", "replace")
+        staged = self._staged
+        return staged.log_text() if staged is not None else self._last_log
 
     def start(self) -> None:
         """Start the server and wait until it is ready.
@@ -229,60 +223,48 @@ class TritonServer:
 
     def _start(self, abort: threading.Event) -> None:
         with self._lock:
-            if self._directory is not None:
+            if self._staged is not None:
                 raise ServerError("The server is started already.")
             self._abort = abort
-            self._directory = Path(tempfile.mkdtemp(prefix=f"triton_zerocopy-{os.getpid()}-"))
-            try:
-                self._stage(self._directory)
-                self._launch_on_free_ports()
-            except BaseException as error:
-                self._tear_down(0)
-                if isinstance(error, Aborted):
-                    raise ServerError("The server was stopped while it started.") from None
-                raise
+            with self._torn_down_on_error():
+                self._staged = StagedServer(self._options, abort)
+                self._launch_on_free_ports(self._staged)
 
     def _restart(self, abort: threading.Event) -> None:
         with self._lock:
-            endpoints = self._started_endpoints()
-            if self._process is None:
-                raise ServerError("The server is stopped; start() it.")
+            if self._staged is None or self._process is None:
+                raise ServerError(_NOT_STARTED)
             self._abort = abort
-            try:
+            with self._torn_down_on_error():
                 self._process.stop(patience=_PATIENCE)
-                self._await_ports(endpoints)
-                self._launch(endpoints)
-            except BaseException as error:
-                self._tear_down(0)
-                if isinstance(error, Aborted):
-                    raise ServerError("The server was stopped while it restarted.") from None
-                raise
+                self._await_ports(self._started_endpoints())
+                self._launch(self._staged, self._started_endpoints())
 
-    def _stage(self, directory: Path) -> None:
-        """Write everything that the server reads."""
-        self._runtime = find_runtime(
-            self._executable,
-            extra_backends=self._backend_directory,
-            environment=self._env,
-            staging=directory,
-            abort=self._abort,
-        )
-        repository = directory / "models"
-        repository.mkdir()
-        for name, model in self._models.items():
-            model.write(repository / name, dlpack_only=self._runtime.dlpack_only)
+    @contextlib.contextmanager
+    def _torn_down_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            self._tear_down(0)
+            if isinstance(error, Aborted):
+                raise ServerError("The server was stopped while it started.") from None
+            raise
 
-    def _launch_on_free_ports(self) -> None:
+    def _launch_on_free_ports(self, staged: StagedServer) -> None:
         for attempt in range(_PORT_ATTEMPTS):
             try:
-                self._endpoints = self._chooser.choose()
-                self._launch(self._endpoints)
+                self._launch(staged, self._chooser.choose())
             except PortInUse:
                 # Between choosing a port and listening on it, anybody may take it.
                 if self._chooser.is_fixed or attempt == _PORT_ATTEMPTS - 1:
                     raise
             else:
                 return
+
+    def _launch(self, staged: StagedServer, endpoints: Endpoints) -> None:
+        self._endpoints = endpoints
+        self._process, identity = staged.launch(endpoints, self._abort)
+        self._version = identity.version
 
     def _await_ports(self, endpoints: Endpoints) -> None:
         deadline = time.monotonic() + _PORT_PATIENCE
@@ -292,92 +274,23 @@ class TritonServer:
             except PortInUse:
                 if time.monotonic() > deadline:
                     raise
-                self._pause()
+                if self._abort.wait(_POLL):
+                    raise Aborted from None
             else:
                 return
 
-    def _launch(self, endpoints: Endpoints) -> None:
-        runtime, directory, log = self._runtime, self._directory, self._log_path()
-        if runtime is None or directory is None or log is None:
-            raise ServerError("The server is not started.")
-        # Seen in its answers: it is this server that is ready, not another one on that port.
-        identity = f"triton_zerocopy_server_{os.getpid()}_{secrets.token_hex(6)}"
-        command = [str(runtime.executable), f"--id={identity}", "--allow-metrics=false"]
-        for repository in (directory / "models", *self._repositories):
-            command.append(f"--model-repository={repository}")
-        if runtime.backend_directory is not None:
-            command.append(f"--backend-directory={runtime.backend_directory}")
-        command.append(f"--backend-config=python,shm-region-prefix-name={identity}_")
-        command += [*endpoints.arguments, *self._chooser.remaining_args]
-        if self._process is not None:
-            self._process.stop(patience=0)
-        self._process = ServerProcess(
-            command,
-            environment=runtime.environment,
-            log=log,
-            directory=directory,
-            shared_memory_prefix=f"{identity}_",
-        )
-        try:
-            self._await_ready(self._process, endpoints, identity)
-        except BaseException:
-            self._process.stop(patience=0)
-            raise
-
-    def _await_ready(self, process: ServerProcess, endpoints: Endpoints, identity: str) -> None:
-        deadline = time.monotonic() + self._startup_timeout
-        while True:
-            answer = _health.ask(endpoints.http.address, endpoints.http.port)
-            if process.has_ended():
-                returncode = process.stop(patience=0)
-                raise explain_exit(self._log_since(process.log_start), returncode)
-            if answer is not None and answer.name == identity:
-                self._version = answer.version
-                return
-            if time.monotonic() > deadline:
-                raise StartupTimeout(
-                    f"The server was not ready within {self._startup_timeout:g} s. Give it more"
-                    " with startup_timeout=, if it is busy loading. Its log ends with:\n"
-                    f"{tail(self._log_since(process.log_start))}"
-                )
-            self._pause()
-
-    def _pause(self) -> None:
-        if self._abort.wait(_POLL):
-            raise Aborted
-
     def _tear_down(self, patience: float) -> None:
-        process, directory = self._process, self._directory
+        process, staged = self._process, self._staged
         try:
             if process is not None:
                 process.stop(patience=patience)
         finally:
-            if directory is not None:
-                self._last_log = self.log_text()
-                shutil.rmtree(directory, ignore_errors=True)
-            self._process = self._directory = self._runtime = None
-
-    def _log_path(self) -> Path | None:
-        if self._kept_log is not None:
-            return self._kept_log
-        return self._directory / "server.log" if self._directory is not None else None
-
-    def _log_since(self, position: int) -> str:
-        path = self._log_path()
-        return path.read_bytes()[position:].decode("utf-8", "replace") if path is not None else ""
+            if staged is not None:
+                self._last_log = staged.log_text()
+                staged.remove()
+            self._process = self._staged = None
 
     def _started_endpoints(self) -> Endpoints:
         if self._endpoints is None:
-            raise ServerError("The server is not started. Use it in a with block, or start() it.")
+            raise ServerError(_NOT_STARTED)
         return self._endpoints
-
-
-def _paths(value: StrPath | Iterable[StrPath] | None) -> list[Path]:
-    if value is None:
-        return []
-    paths = [value] if isinstance(value, (str, os.PathLike)) else value
-    found = [Path(path).absolute() for path in paths]
-    for path in found:
-        if not path.is_dir():
-            raise FileNotFoundError(f"model_repository={path} is not a directory.")
-    return found

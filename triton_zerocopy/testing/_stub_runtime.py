@@ -105,7 +105,7 @@ def make_model(
     return TritonPythonModel
 
 
-def _to_numpy(tensor: Any, datatype: str, dlpack_only: bool) -> Any:  # noqa: FBT001
+def _to_numpy(tensor: Any, datatype: str, dlpack_only: bool) -> Any:
     if datatype == "BF16":
         capsule = tensor.to_dlpack()
         # Another type code; the items keep their size and their bits.
@@ -114,7 +114,7 @@ def _to_numpy(tensor: Any, datatype: str, dlpack_only: bool) -> Any:  # noqa: FB
     return np.from_dlpack(tensor) if dlpack_only else tensor.as_numpy()
 
 
-def _from_numpy(name: str, value: Any, datatype: str, dlpack_only: bool) -> Any:  # noqa: FBT001
+def _from_numpy(name: str, value: Any, datatype: str, dlpack_only: bool) -> Any:
     dtype = np.dtype(_NUMPY[datatype])
     if isinstance(value, (np.ndarray, np.generic)):
         is_text = datatype == "BYTES" and value.dtype.kind in "SU"

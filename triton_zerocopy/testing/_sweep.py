@@ -77,7 +77,7 @@ class Guard:
             directory: Its temporary files.
         """
         command = [sys.executable, "-I", "-S", __file__, str(session), prefix, str(directory)]
-        self._popen = subprocess.Popen(
+        self._popen = subprocess.Popen(  # noqa: S603 # this very file
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,

@@ -1,0 +1,85 @@
+"""One real server for all tests, and a guard that finds what a test left behind."""
+
+from __future__ import annotations
+
+import gc
+import http.client
+import json
+import os
+from pathlib import Path
+
+import pytest
+from models import MODELS
+
+SHM = Path("/dev/shm")
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(("asyncio", {"debug": True}), id="asyncio"),
+        pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
+    ]
+)
+def anyio_backend(request):
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def triton_models():
+    return MODELS
+
+
+@pytest.fixture
+def server(triton_server, leaves_nothing):
+    """The server, and the promise that the test leaves nothing behind on it."""
+    leaves_nothing.watch(triton_server)
+    return triton_server
+
+
+class Guard:
+    """Compares /dev/shm, the server's registrations and the children of this process."""
+
+    def __init__(self):
+        self.files = self._files()
+        self.children = _children()
+        self.server = None
+
+    def watch(self, server):
+        self.server = server
+        self.registered = _registrations(server)
+        self.files = self._files()
+        self.children = _children()
+
+    def check(self):
+        gc.collect()
+        assert self._files() == self.files, "files left in /dev/shm"
+        if self.server is not None:
+            assert _registrations(self.server) == self.registered, "regions left registered"
+        assert _children() == self.children, "processes left running"
+
+    @staticmethod
+    def _files():
+        # The python backend's own files come and go with its models.
+        return {entry.name for entry in SHM.iterdir() if entry.name.startswith("tzc-")}
+
+
+def _children():
+    return set(Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split())
+
+
+def _registrations(server):
+    """Ask the server over HTTP, so that nothing of the library is in the way."""
+    host, port = server.http_url.removeprefix("http://").split(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=10)
+    try:
+        connection.request("GET", "/v2/systemsharedmemory/status")
+        return {entry["name"] for entry in json.loads(connection.getresponse().read())}
+    finally:
+        connection.close()
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing():
+    guard = Guard()
+    yield guard
+    guard.check()

@@ -1,0 +1,236 @@
+"""No slot is reused while anyone may still touch it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import numpy as np
+import pytest
+
+import triton_zerocopy as tz
+from triton_zerocopy import _engine
+from triton_zerocopy.testing import TritonServer
+from models import MODELS
+
+pytestmark = pytest.mark.anyio
+
+
+async def until(condition):
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+def tensor(seconds, tag):
+    """16 floats: how long the model sleeps, then a tag that must come back plus one."""
+    x = np.full(16, tag, np.float32)
+    x[0] = seconds
+    return x
+
+
+async def test_200_random_cancels_never_mix_requests(server):
+    rng = random.Random(11)
+    async with tz.Client(server.grpc_url) as client, client.model("slow", slots=3) as model:
+        wrong = []
+
+        async def call(tag):
+            x = tensor(rng.choice([0.0, 0.005, 0.02]), tag)
+            result = await model.infer({"INPUT0": x})
+            if not np.array_equal(result["OUTPUT0"], x + 1):
+                wrong.append(tag)
+            return tag
+
+        doomed = [asyncio.create_task(call(tag)) for tag in range(200)]
+        others = [asyncio.create_task(call(1000 + tag)) for tag in range(100)]
+        loop = asyncio.get_running_loop()
+        for task in doomed:
+            loop.call_later(rng.random() * 1.5, task.cancel)
+        results = await asyncio.gather(*doomed, return_exceptions=True)
+        await asyncio.gather(*others)
+        assert not wrong
+        assert any(isinstance(result, asyncio.CancelledError) for result in results)
+        assert any(isinstance(result, int) for result in results)
+        await until(lambda: model.statistics().available == 3)
+        assert model.statistics().retired == 0
+
+
+async def test_a_timed_out_slot_is_not_reused_before_the_late_write(server):
+    """The caller is released at once; the slot when the server has answered."""
+    async with tz.Client(server.grpc_url) as client, client.model("slow", slots=1) as model:
+        await model.infer({"INPUT0": tensor(0, 1)})
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        with pytest.raises(tz.InferTimeout, match="no result within 0.05 seconds") as raised:
+            await model.infer({"INPUT0": tensor(0.5, 2)}, timeout=0.05)
+        assert loop.time() - start < 0.4
+        assert isinstance(raised.value, TimeoutError)
+        assert model.statistics().in_flight == 1, "the server still runs it"
+        result = await model.infer({"INPUT0": tensor(0, 3)})
+        assert loop.time() - start > 0.45, "the next call waited for the late write"
+        np.testing.assert_array_equal(result["OUTPUT0"], tensor(0, 3) + 1)
+
+
+async def test_the_timeout_covers_waiting_for_a_slot(server):
+    async with tz.Client(server.grpc_url) as client, client.model("slow", slots=1) as model:
+        blocker = asyncio.create_task(model.infer({"INPUT0": tensor(0.4, 1)}))
+        await until(lambda: model.statistics().in_flight == 1)
+        with pytest.raises(tz.InferTimeout):
+            await model.infer({"INPUT0": tensor(0, 2)}, timeout=0.05)
+        assert model.statistics().waiting == 0
+        await blocker
+
+
+async def test_a_lease_left_by_a_timeout_is_held_until_the_answer(server):
+    async with tz.Client(server.grpc_url) as client, client.model("slow", slots=1) as model:
+        with pytest.raises(tz.InferTimeout):
+            async with model.lease() as lease:
+                lease.inputs["INPUT0"][:] = tensor(0.3, 5)
+                await lease.infer(timeout=0.02)
+        assert model.statistics().in_flight == 1
+        async with model.lease() as lease:
+            assert model.statistics().in_flight == 0
+            lease.inputs["INPUT0"][:] = tensor(0, 6)
+            result = await lease.infer()
+            np.testing.assert_array_equal(result["OUTPUT0"], tensor(0, 6) + 1)
+
+
+async def test_a_slot_is_held_while_a_thread_copies(server, monkeypatch):
+    """A cancel while a large copy runs in its thread: the slot comes back after the thread."""
+    import threading
+
+    monkeypatch.setattr(_engine, "ON_LOOP_BYTES", 0)
+    async with tz.Client(server.grpc_url) as client, client.model("fixed", slots=1) as model:
+        await model.infer({"INPUT0": np.zeros(4, np.float32)})
+        started, go_on = threading.Event(), threading.Event()
+        real = np.copyto
+
+        def slow_copy(*args, **options):
+            started.set()
+            assert go_on.wait(10)
+            real(*args, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(np, "copyto", slow_copy)
+            task = asyncio.create_task(model.infer({"INPUT0": np.ones(4, np.float32)}))
+            await until(started.is_set)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert model.statistics().available == 0, "the thread still writes"
+            go_on.set()
+            await until(lambda: model.statistics().available == 1)
+
+
+async def test_a_copy_into_out_is_finished_before_the_cancel(server, monkeypatch):
+    import threading
+
+    out = np.zeros(4, np.float32)
+    async with tz.Client(server.grpc_url) as client, client.model("fixed", slots=1) as model:
+        await model.infer({"INPUT0": np.zeros(4, np.float32)})
+        monkeypatch.setattr(_engine, "ON_LOOP_BYTES", 0)
+        started, go_on = threading.Event(), threading.Event()
+        real = np.copyto
+
+        def slow_copy(target, source, **options):
+            if np.shares_memory(target, out):
+                started.set()
+                assert go_on.wait(10)
+            real(target, source, **options)
+
+        monkeypatch.setattr(np, "copyto", slow_copy)
+        call = model.infer({"INPUT0": np.ones(4, np.float32)}, out={"OUTPUT0": out})
+        task = asyncio.create_task(call)
+        await until(started.is_set)
+        task.cancel()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not task.done(), "the copy writes into the caller's memory"
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        np.testing.assert_array_equal(out, np.full(4, 2))
+
+
+async def test_no_copy_into_out_begins_after_the_caller_left(server):
+    out = np.zeros(16, np.float32)
+    async with tz.Client(server.grpc_url) as client, client.model("slow", slots=1) as model:
+        with pytest.raises(tz.InferTimeout):
+            await model.infer({"INPUT0": tensor(0.2, 1)}, out={"OUTPUT0": out}, timeout=0.02)
+        await until(lambda: model.statistics().available == 1)
+        assert not out.any()
+
+
+async def test_a_call_that_is_never_answered_does_not_give_its_slot_back(leaves_nothing):
+    """The server is killed under a call: the slot is in doubt, and its region is not reused."""
+    async with TritonServer(models={"slow": MODELS["slow"]}) as own:
+        async with tz.Client(own.grpc_url) as client, client.model("slow", slots=2) as model:
+            await model.infer({"INPUT0": tensor(0, 1)})
+            task = asyncio.create_task(model.infer({"INPUT0": tensor(30, 2)}))
+            await until(lambda: model.statistics().in_flight == 1)
+            own.kill()
+            with pytest.raises(tz.ServerUnavailable):
+                await task
+            await until(lambda: model.statistics().quarantined == 0)
+            assert model.statistics().retired == 1
+            with pytest.raises(tz.ServerUnavailable):
+                await model.infer({"INPUT0": tensor(0, 3)})
+
+
+async def test_a_slot_of_an_ensemble_rests_after_an_error(server, monkeypatch):
+    """The error is answered while the slow branch still reads the input."""
+    monkeypatch.setattr(_engine, "ENSEMBLE_REST", 0.6)
+    async with tz.Client(server.grpc_url) as client:
+        async with client.model("ensemble", slots=1) as model:
+            with pytest.raises(tz.InferenceError, match="never works"):
+                await model.infer({"INPUT0": tensor(0.3, 1)})
+            assert model.statistics().available == 0
+            with pytest.raises(tz.InferTimeout):
+                await model.infer({"INPUT0": tensor(0, 2)}, timeout=0.05)
+            await until(lambda: model.statistics().available == 1)
+    assert await_ready(server)
+
+
+def await_ready(server):
+    import urllib.request
+
+    with urllib.request.urlopen(f"http://{server.http_url}/v2/health/ready", timeout=5) as answer:
+        return answer.status == 200
+
+
+async def test_a_loop_that_ends_mid_call_neither_hangs_nor_reuses(server, leaves_nothing):
+    """asyncio.run's teardown cancels the call itself; its registration is left behind."""
+    code = f"""
+import asyncio, numpy as np, triton_zerocopy as tz
+async def main():
+    client = tz.Client({server.grpc_url!r})
+    model = await client.model("slow", slots=1)
+    task = asyncio.create_task(model.infer({{"INPUT0": np.full(16, 0.3, np.float32)}}))
+    while model.statistics().in_flight < 1:
+        await asyncio.sleep(0)
+asyncio.run(main())
+"""
+    import sys
+
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code)
+    try:
+        async with asyncio.timeout(30):
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+    async with tz.Client(server.grpc_url) as client:
+        status = await client.triton.get_system_shared_memory_status()
+        left = set(status.regions) - leaves_nothing.registered
+        assert len(left) <= 1
+        for name in left:
+
+            async def is_gone(name=name):
+                try:
+                    await client.triton.unregister_system_shared_memory(name)
+                except Exception as error:
+                    assert "currently in use" in str(error)
+                    return False
+                return True
+
+            while not await is_gone():
+                await asyncio.sleep(0.01)

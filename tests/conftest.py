@@ -13,6 +13,8 @@ from models import MODELS
 
 SHM = Path("/dev/shm")
 
+pytest_plugins = ["triton_zerocopy.testing.pytest_plugin"]
+
 
 @pytest.fixture(
     params=[

@@ -91,16 +91,15 @@ async def test_an_error_in_a_part_comes_when_all_slots_are_back(server):
 
 async def test_a_cancelled_split_leaves_no_slot_behind(server):
     x = np.full((12, 16), 0.05, np.float32)
-    async with tz.Client(server.grpc_url) as client:
-        async with client.model("queued", slots=2) as model:
-            task = asyncio.create_task(model.infer({"INPUT0": x}))
-            while model.statistics().in_flight < 2:
-                await asyncio.sleep(0)
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-            result = await model.infer({"INPUT0": x[:2]})
-            np.testing.assert_array_equal(result["OUTPUT0"], x[:2] + 1)
+    async with tz.Client(server.grpc_url) as client, client.model("queued", slots=2) as model:
+        task = asyncio.create_task(model.infer({"INPUT0": x}))
+        while model.statistics().in_flight < 2:
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        result = await model.infer({"INPUT0": x[:2]})
+        np.testing.assert_array_equal(result["OUTPUT0"], x[:2] + 1)
 
 
 async def test_rows_of_a_region_tensor_are_split_in_place(server):

@@ -11,9 +11,9 @@ import sys
 
 import numpy as np
 import pytest
+from models import MODELS
 
 import triton_zerocopy as tz
-from models import MODELS
 from triton_zerocopy import _memory
 from triton_zerocopy.testing import TritonServer
 

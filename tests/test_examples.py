@@ -12,6 +12,7 @@ import secrets
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -39,13 +40,17 @@ def test_no_example_is_forgotten():
     assert {path.stem for path in EXAMPLES.glob("*.py")} == {*SAYS, "fastapi_app"}
 
 
-@pytest.mark.parametrize("name", SAYS)
-def test_runs_and_leaves_nothing(name):
-    with Program(EXAMPLES / f"{name}.py") as program:
-        status, output = program.wait()
-    assert status == 0, output
-    assert SAYS[name] in output
-    assert_nothing_is_left_of(program)
+def test_each_runs_by_itself_and_leaves_nothing():
+    def run(name):
+        with Program(EXAMPLES / f"{name}.py") as program:
+            return name, program, *program.wait()
+
+    # Several at a time: most of the time of each is spent waiting for its server.
+    with ThreadPoolExecutor(3) as threads:
+        for name, program, status, output in threads.map(run, SAYS):
+            assert status == 0, f"{name}: {output}"
+            assert SAYS[name] in output, name
+            assert_nothing_is_left_of(program)
 
 
 class Program:
@@ -100,7 +105,10 @@ class Program:
         found = []
         for entry in Path("/proc").iterdir():
             try:
-                if entry.name.isdecimal() and self.mark.encode() in (entry / "environ").read_bytes():
+                if (
+                    entry.name.isdecimal()
+                    and self.mark.encode() in (entry / "environ").read_bytes()
+                ):
                     found.append((int(entry.name), (entry / "cmdline").read_bytes()))
             except OSError:
                 pass  # it ended meanwhile, or belongs to somebody else
@@ -119,9 +127,10 @@ def assert_nothing_is_left_of(program):
 def norm_when_open(VECTOR):
     """Wait for as long as the test holds the gate shut."""
     import os
+    import pathlib
     import time
 
-    while os.path.exists(os.environ["TEST_GATE"]):
+    while pathlib.Path(os.environ["TEST_GATE"]).exists():
         time.sleep(0.01)
     return (VECTOR**2).sum(axis=1, keepdims=True)
 
@@ -230,8 +239,7 @@ def test_service_when_overloaded(service, gate):
 
 
 def test_service_with_a_server_of_its_own():
-    environment = {"PORT": "0", "PYTHONUNBUFFERED": "1"}
-    with Service(EXAMPLES / "fastapi_app.py", **environment) as service:
+    with Service(EXAMPLES / "fastapi_app.py", PORT="0") as service:
         reply = service.post("/norm", [[3, 4, 0]])
         assert (reply.status_code, reply.json()) == (200, [25])
         status, output = service.stop(signal.SIGINT)

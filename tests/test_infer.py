@@ -7,9 +7,9 @@ import asyncio
 import ml_dtypes
 import numpy as np
 import pytest
+from models import NUMERIC
 
 import triton_zerocopy as tz
-from models import NUMERIC
 from triton_zerocopy._datatypes import DTYPES
 
 pytestmark = pytest.mark.anyio

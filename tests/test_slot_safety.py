@@ -7,11 +7,11 @@ import random
 
 import numpy as np
 import pytest
+from models import MODELS
 
 import triton_zerocopy as tz
 from triton_zerocopy import _engine
 from triton_zerocopy.testing import TritonServer
-from models import MODELS
 
 pytestmark = pytest.mark.anyio
 
@@ -179,14 +179,13 @@ async def test_a_call_that_is_never_answered_does_not_give_its_slot_back(leaves_
 async def test_a_slot_of_an_ensemble_rests_after_an_error(server, monkeypatch):
     """The error is answered while the slow branch still reads the input."""
     monkeypatch.setattr(_engine, "ENSEMBLE_REST", 0.6)
-    async with tz.Client(server.grpc_url) as client:
-        async with client.model("ensemble", slots=1) as model:
-            with pytest.raises(tz.InferenceError, match="never works"):
-                await model.infer({"INPUT0": tensor(0.3, 1)})
-            assert model.statistics().available == 0
-            with pytest.raises(tz.InferTimeout):
-                await model.infer({"INPUT0": tensor(0, 2)}, timeout=0.05)
-            await until(lambda: model.statistics().available == 1)
+    async with tz.Client(server.grpc_url) as client, client.model("ensemble", slots=1) as model:
+        with pytest.raises(tz.InferenceError, match="never works"):
+            await model.infer({"INPUT0": tensor(0.3, 1)})
+        assert model.statistics().available == 0
+        with pytest.raises(tz.InferTimeout):
+            await model.infer({"INPUT0": tensor(0, 2)}, timeout=0.05)
+        await until(lambda: model.statistics().available == 1)
     assert await_ready(server)
 
 

@@ -83,6 +83,9 @@ def __getattr__(name: str) -> str:
 
 
 # Users see `triton_zerocopy.Client`, never a private path.
-for _name in __all__:
-    globals()[_name].__module__ = __name__
-del _name
+def _adopt() -> None:
+    for name in __all__:
+        globals()[name].__module__ = __name__
+
+
+_adopt()

@@ -232,7 +232,9 @@ class Client:
         Cancellation: safe.
         """
         if slots < 1 or (max_waiting is not None and max_waiting < 0):
-            raise InputError(f"slots is at least 1 and max_waiting 0, got {slots} and {max_waiting}")
+            raise InputError(
+                f"slots is at least 1 and max_waiting 0, got {slots} and {max_waiting}"
+            )
         wanted = check_memory(memory or self._runtime.settings.memory)
         limit = self._limit(timeout)
 
@@ -241,8 +243,8 @@ class Client:
             spec = await self._runtime.model_spec(name, version)
             if spec.is_decoupled:
                 raise InputError(
-                    f"model {name!r} is decoupled (it may answer many times); that needs streaming, "
-                    "which is not built in yet. Use client.triton.stream_infer"
+                    f"model {name!r} is decoupled (it may answer many times); that needs "
+                    "streaming, which is not built in yet. Use client.triton.stream_infer"
                 )
             model = Model(
                 self._runtime,

@@ -98,9 +98,7 @@ def decode_bytes(data: bytes, shape: Shape, *, exact: bool) -> tuple[Array, int]
     """
     count = math.prod(shape)
     if count * _LENGTH > len(data):
-        raise InferenceError(
-            f"a BYTES tensor of {count} elements cannot be in {len(data)} bytes"
-        )
+        raise InferenceError(f"a BYTES tensor of {count} elements cannot be in {len(data)} bytes")
     elements = np.empty(count, dtype=np.object_)
     position = 0
     for index in range(count):
@@ -108,7 +106,7 @@ def decode_bytes(data: bytes, shape: Shape, *, exact: bool) -> tuple[Array, int]
         end = start + int.from_bytes(data[position:start], "little")
         if start > len(data) or end > len(data):
             raise InferenceError(
-                f"element {index} of a BYTES tensor ends at byte {end}, past the {len(data)} there are"
+                f"element {index} of a BYTES tensor ends at byte {end}, there are {len(data)}"
             )
         elements[index] = data[start:end]
         position = end

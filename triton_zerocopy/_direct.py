@@ -24,7 +24,6 @@ from ._transports.base import (
     InputRef,
     MemoryRef,
     OutputRef,
-
     ServerError,
 )
 
@@ -48,7 +47,9 @@ async def infer_direct(
     placed: Mapping[str, RegionTensor] = outputs if isinstance(outputs, Mapping) else {}
     for name, place in placed.items():
         if not isinstance(place, RegionTensor):
-            raise InputError(f"output {name!r}: expected a Region.tensor, got {type(place).__name__}")
+            raise InputError(
+                f"output {name!r}: expected a Region.tensor, got {type(place).__name__}"
+            )
     out_refs = [OutputRef(name, _memory(placed.get(name))) for name in outputs or ()]
     regions = {id(tensor.region): tensor.region for tensor in placed.values()}
     for value in inputs.values():
@@ -72,7 +73,9 @@ async def infer_direct(
                 model_ran=True,
             ) from error
         raise public_error(error, model=model_name, request_id=options.request_id) from error
-    return _result(model_name, reply, placed, options, names=None if outputs is None else [*outputs])
+    return _result(
+        model_name, reply, placed, options, names=None if outputs is None else [*outputs]
+    )
 
 
 async def _call(runtime: Runtime, message: object, regions: Sequence[Region]) -> InferReply:
@@ -121,7 +124,7 @@ def _input(name: str, value: object) -> tuple[InputRef, memoryview | None]:
     if datatype == BYTES:
         return InputRef(name, datatype, value.shape), memoryview(encode_bytes(value))
     native: np.ndarray[Any, Any] = np.ascontiguousarray(value, value.dtype.newbyteorder("="))
-    payload = memoryview(native.reshape(-1).view(np.uint8))
+    payload = native.reshape(-1).view(np.uint8).data
     return InputRef(name, datatype, value.shape), payload
 
 
@@ -158,12 +161,12 @@ def _result(
 
     received = check_reply(model_name, reply, places, [None] * len(places), room)
     return InferResult(
-        {output.spec.name: output.view() if not output.is_inline else output.copy() for output in received},
+        {
+            output.spec.name: output.view() if not output.is_inline else output.copy()
+            for output in received
+        },
         model_name=reply.model_name,
         model_version=reply.model_version,
         request_id=options.request_id,
         parameters=reply.parameters,
     )
-
-
-

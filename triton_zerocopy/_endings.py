@@ -23,7 +23,13 @@ class Ending(enum.Enum):
     AMBIGUOUS = "the server may still run the request and write into the memory"
 
 
-_DOUBTFUL: Final = {"CANCELLED", "DEADLINE_EXCEEDED", "UNKNOWN", "UNAVAILABLE", "RESOURCE_EXHAUSTED"}
+_DOUBTFUL: Final = {
+    "CANCELLED",
+    "DEADLINE_EXCEEDED",
+    "UNKNOWN",
+    "UNAVAILABLE",
+    "RESOURCE_EXHAUSTED",
+}
 """Status codes that the link as well as the server may have made."""
 
 _NOT_RUN: Final = (

@@ -59,7 +59,11 @@ class Engine:
         self.runtime = runtime
         self.is_ensemble = is_ensemble
         self.pool = Pool(
-            self._make, self._discard, capacity=slots, max_waiting=max_waiting, name=f"model {name!r}"
+            self._make,
+            self._discard,
+            capacity=slots,
+            max_waiting=max_waiting,
+            name=f"model {name!r}",
         )
         self._largest = 0
         self._slots: set[Slot] = set()
@@ -267,7 +271,9 @@ class Engine:
             picture = self.pool.statistics()
             logger.warning(
                 "%s was closed while %d slots were still in use (%d calls unanswered)",
-                self.pool, picture.in_use, picture.in_flight,
+                self.pool,
+                picture.in_use,
+                picture.in_flight,
             )
             for slot in [slot for slot in self._slots if slot.state in _IN_USE]:
                 if slot.region is not None:

@@ -184,7 +184,7 @@ class Executor:
         if request.writes:
             await engine.offload(
                 slot,
-                lambda: [tensor.write(array) for tensor, array in request.writes],
+                lambda: _write_all(request.writes),
                 sum(tensor.byte_size for tensor, _ in request.writes),
             )
         message = await engine.offload(
@@ -324,9 +324,7 @@ class Executor:
         )
 
 
-def result_of(
-    reply: InferReply, arrays: Mapping[str, Array], options: CallOptions
-) -> InferResult:
+def result_of(reply: InferReply, arrays: Mapping[str, Array], options: CallOptions) -> InferResult:
     """Put a result together."""
     return InferResult(
         arrays,
@@ -350,6 +348,11 @@ def poison(request: Request) -> None:
     for place in request.outputs:
         if place.offset is not None:
             request.room(place)[:] = _POISON
+
+
+def _write_all(writes: Sequence[tuple[Tensor, Array]]) -> None:
+    for tensor, array in writes:
+        tensor.write(array)
 
 
 def _kind(tensor: Tensor) -> object:

@@ -61,7 +61,7 @@ class DenseTensor:
 
     def payload(self) -> memoryview:
         native = np.ascontiguousarray(self.array, dtype=self.spec.dtype)
-        return memoryview(native.reshape(-1).view(np.uint8))
+        return native.reshape(-1).view(np.uint8).data
 
     def rows(self, start: int, stop: int) -> Tensor:
         return _dense(self.spec, self.array[start:stop])
@@ -83,7 +83,7 @@ class RowsTensor:
     def payload(self) -> memoryview:
         stacked = np.empty(self.shape, self.spec.dtype)
         self.write(stacked)
-        return memoryview(stacked.reshape(-1).view(np.uint8))
+        return stacked.reshape(-1).view(np.uint8).data
 
     def rows(self, start: int, stop: int) -> Tensor:
         part = self.arrays[start:stop]
@@ -177,7 +177,9 @@ def check_input(model: ModelSpec, name: str, value: object) -> Tensor:
     if hasattr(value, "__dlpack__"):
         return _from_array(model, spec, _from_dlpack(model, spec, value))
     if isinstance(value, (list, tuple)):
-        if value and any(isinstance(row, np.ndarray) or hasattr(row, "__dlpack__") for row in value):
+        if value and any(
+            isinstance(row, np.ndarray) or hasattr(row, "__dlpack__") for row in value
+        ):
             return _from_rows(model, spec, value)
         return _from_literal(model, spec, value)
     if isinstance(value, (bool, int, float, str, bytes)):
@@ -236,8 +238,8 @@ def _from_dlpack(model: ModelSpec, spec: TensorSpec, value: Any) -> Array:
     device = value.__dlpack_device__() if hasattr(value, "__dlpack_device__") else (1, 0)
     if int(device[0]) not in _CPU_DEVICES:
         raise InputError(
-            f"{_where(model, spec)}: got a tensor on device {tuple(map(int, device))} (DLPack), but "
-            "this model uses host memory; open it with memory='cuda:N' or copy the tensor to "
+            f"{_where(model, spec)}: got a tensor on device {tuple(map(int, device))} (DLPack), "
+            "but this model uses host memory; open it with memory='cuda:N' or copy the tensor to "
             "the host first"
         )
     try:

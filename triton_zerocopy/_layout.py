@@ -87,7 +87,9 @@ def want_output(spec: TensorSpec, rows: int | None, room: int | None) -> Want:
     """Return what an output wants: its exact size if that is fixed, else ``room``."""
     exact = spec.byte_size_for(rows)
     shape = spec.shape_for(rows)
-    return Want(spec, None if spec.datatype == BYTES else shape, exact if exact is not None else room)
+    return Want(
+        spec, None if spec.datatype == BYTES else shape, exact if exact is not None else room
+    )
 
 
 def align(size: int, step: int) -> int:

@@ -302,7 +302,8 @@ class Lease:
         return place
 
     def _room(self, place: OutputPlace) -> Array:
-        assert self._root is not None and place.offset is not None
+        assert self._root is not None
+        assert place.offset is not None
         return self._root[place.offset : place.offset + place.byte_size]
 
     def _active_slot(self) -> Slot:

@@ -61,7 +61,7 @@ class Model:
         self._slots = slots
         self._timeout = timeout
         self._state = ModelState.OPEN
-        self._closed_hook: Callable[[Model], object] = lambda model: None
+        self._closed_hook: Callable[[Model], object] = lambda _: None
         self._engine = Engine(
             runtime,
             spec.name,
@@ -80,7 +80,9 @@ class Model:
 
     def __repr__(self) -> str:
         spec = self._executor.spec
-        return f"<Model {spec.name!r} over {self.memory}, {self._state.value}, {self._engine.pool!r}>"
+        return (
+            f"<Model {spec.name!r} over {self.memory}, {self._state.value}, {self._engine.pool!r}>"
+        )
 
     # What it is
 
@@ -173,15 +175,16 @@ class Model:
         self._check_open()
         limit = self._timeout if isinstance(timeout, UseDefault) else seconds(timeout)
         options = make_options(request_id, priority, queue_timeout, parameters)
+        clock = asyncio.timeout(limit)
         try:
-            async with asyncio.timeout(limit) as clock:
+            async with clock:
                 return await self._infer(inputs, outputs, out, options)
         except TimeoutError as error:
             if isinstance(error, InferTimeout) or not clock.expired():
                 raise
             raise InferTimeout(
-                f"model {self.name!r}: no result within {limit:g} seconds; {self._engine.pool!r}. A "
-                "request that was sent goes on at the server"
+                f"model {self.name!r}: no result within {limit:g} seconds; {self._engine.pool!r}. "
+                "A request that was sent goes on at the server"
             ) from error
 
     async def _infer(
@@ -219,9 +222,7 @@ class Model:
                 )
             checked = {name: check_out(spec.name, spec.outputs[name], out[name]) for name in out}
             target = into(checked, spec.name)
-        call = Call(
-            tensors, wanted, options, target=target, is_owned_by_caller=target is not None
-        )
+        call = Call(tensors, wanted, options, target=target, is_owned_by_caller=target is not None)
         rows = spec.rows_of({tensor.spec.name: tensor.shape for tensor in tensors})
         if rows is not None and rows > spec.max_batch_size:
             return await run_split(self._executor, call, rows, slots=self._slots)
@@ -236,7 +237,9 @@ class Model:
         spec.check_input_names(inputs)
 
         def check() -> list[Tensor]:
-            tensors = [check_input(spec, name, inputs[name]) for name in spec.inputs if name in inputs]
+            tensors = [
+                check_input(spec, name, inputs[name]) for name in spec.inputs if name in inputs
+            ]
             for tensor in tensors:
                 if isinstance(tensor, BytesTensor):
                     tensor.frame()

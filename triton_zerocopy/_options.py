@@ -61,7 +61,9 @@ def make_options(
     if queue_timeout is not None:
         waited = seconds(queue_timeout)
         if not waited:
-            raise InputError(f"queue_timeout is a positive number of seconds, got {queue_timeout!r}")
+            raise InputError(
+                f"queue_timeout is a positive number of seconds, got {queue_timeout!r}"
+            )
         microseconds = max(1, round(waited * 1e6))
     for name, value in (parameters or {}).items():
         if not isinstance(name, str) or not name:

@@ -230,7 +230,9 @@ class Pool(Generic[T]):
         while self._waiters:
             waiter = self._waiters.popleft()
             if not waiter.done():
-                waiter.set_exception(PoolClosed(f"{self._name} was closed while waiting for a slot"))
+                waiter.set_exception(
+                    PoolClosed(f"{self._name} was closed while waiting for a slot")
+                )
         for item in [*self._free, *self._parked]:
             self.retire(item)
 
@@ -268,7 +270,9 @@ class Pool(Generic[T]):
 
     def _move(self, item: T, state: SlotState, *origins: SlotState) -> None:
         if item.state not in origins:
-            raise PoolError(f"{self._name}: a slot cannot go from {item.state.value} to {state.value}")
+            raise PoolError(
+                f"{self._name}: a slot cannot go from {item.state.value} to {state.value}"
+            )
         item.state = state
 
     def _leave(self, item: T, state: SlotState, *origins: SlotState) -> None:
@@ -283,10 +287,7 @@ class Pool(Generic[T]):
     def _take(self) -> T | None:
         if self._in_use >= self._capacity:
             return None
-        if self._free:
-            item = self._free.pop()
-        else:
-            item = self._make()
+        item = self._free.pop() if self._free else self._make()
         self._move(item, SlotState.LEASED, SlotState.FREE)
         self._in_use += 1
         return item

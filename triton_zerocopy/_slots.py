@@ -107,9 +107,7 @@ class Slot(PoolItem):
         """Prepare a message with these inputs."""
         outputs = [OutputRef(place.spec.name, self.refer(place)) for place in layout.outputs]
         return Prepared(
-            transport.prepare(
-                InferRequest(names.model_name, names.model_version, inputs, outputs)
-            ),
+            transport.prepare(InferRequest(names.model_name, names.model_version, inputs, outputs)),
             [place_array(self._root, place) for place in layout.inputs],
             [place_array(self._root, place) for place in layout.outputs],
         )
@@ -131,7 +129,8 @@ class Slot(PoolItem):
 
     def room(self, place: OutputPlace) -> Array:
         """Return the flat bytes of an output's room."""
-        assert self._root is not None and place.offset is not None
+        assert self._root is not None
+        assert place.offset is not None
         return self._root[place.offset : place.offset + place.byte_size]
 
     # Leases

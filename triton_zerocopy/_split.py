@@ -97,4 +97,8 @@ class _Whole:
 
     def _make(self, spec: TensorSpec, shape: Shape) -> Array:
         given = None if self._target is None else self._target(spec, shape)
-        return given if given is not None else np.empty(shape, np.object_ if spec.datatype == BYTES else spec.dtype)
+        return (
+            given
+            if given is not None
+            else np.empty(shape, np.object_ if spec.datatype == BYTES else spec.dtype)
+        )

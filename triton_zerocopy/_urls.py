@@ -61,7 +61,9 @@ def parse_url(url: str) -> Target:
         InputError: it is none of these, or has no valid port.
     """
     if not isinstance(url, str) or not url or any(c.isspace() or not c.isprintable() for c in url):
-        raise InputError(f"a url looks like 'localhost:8001' or 'unix:/run/triton.sock', got {url!r}")
+        raise InputError(
+            f"a url looks like 'localhost:8001' or 'unix:/run/triton.sock', got {url!r}"
+        )
     if url.startswith("unix:"):
         path = url.removeprefix("unix:").removeprefix("//")
         if not path:

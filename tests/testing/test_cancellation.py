@@ -30,7 +30,7 @@ MODEL = PythonModel(same, inputs={"X": ("FP32", [1])}, outputs={"Y": ("FP32", [1
 
 async def _until(condition: Any) -> None:
     with anyio.fail_after(20):
-        while not condition():  # noqa: ASYNC110 # a state of another process
+        while not condition():  # a state of another process
             await anyio.sleep(0.001)
 
 
@@ -112,7 +112,7 @@ async def test_a_cancelled_download_is_ended(
         await _until(lambda: any("nvidia-pytriton" in each for each in leftovers() - before))
         tasks.cancel_scope.cancel()
 
-    assert os.listdir(tmp_path) == ["tritonserver-2.51.0.lock"]  # noqa: PTH208
+    assert os.listdir(tmp_path) == ["tritonserver-2.51.0.lock"]
 
 
 @pytest.mark.anyio

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import triton_zerocopy.testing
-
 CONFTEST = """
 import pytest
 from triton_zerocopy.testing import PythonModel
+
+pytest_plugins = ["triton_zerocopy.testing.pytest_plugin"]
 
 def add_one(X):
     return X + 1
@@ -50,11 +49,9 @@ def test_one_server_for_a_session(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(TESTS)
     temporary = tmp_path / "tmp"
     temporary.mkdir()
-    registered = importlib.metadata.entry_points(group="pytest11", name="triton_zerocopy")
-    plugin = [] if registered else ["-p", "triton_zerocopy.testing.pytest_plugin"]
 
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *plugin, tmp_path],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tmp_path],
         cwd=tmp_path,
         env={**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": ":".join(sys.path)},
         capture_output=True,
@@ -64,20 +61,3 @@ def test_one_server_for_a_session(tmp_path: Path) -> None:
 
     assert "2 passed" in result.stdout, result.stdout + result.stderr
     assert [path for path in temporary.iterdir() if path.name.startswith("triton_zero")] == []
-
-
-def test_the_plugin_itself_loads_no_client() -> None:
-    """Every pytest run imports it, those of other projects as well."""
-    package = Path(triton_zerocopy.testing.__file__).parent.parent
-    program = (
-        "import sys, types\n"
-        "parent = sys.modules['triton_zerocopy'] = types.ModuleType('triton_zerocopy')\n"
-        f"parent.__path__ = [{str(package)!r}]\n"
-        "import triton_zerocopy.testing.pytest_plugin\n"
-        "print([name for name in ('grpc', 'numpy', 'tritonclient') if name in sys.modules])"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-
-    assert result.stdout.strip() == "[]"

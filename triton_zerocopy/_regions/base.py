@@ -78,10 +78,14 @@ class Region(ABC):
         byte_size: bytes in it.
         memory: the kind, ``"system"`` or ``"cuda:N"``.
         device_id: ordinal of the GPU, None for host memory.
+        is_host_accessible: True if the CPU can read and write this memory.
+        is_device_accessible: True if a GPU can read and write this memory.
     """
 
     memory: str
     device_id: int | None = None
+    is_host_accessible: bool
+    is_device_accessible: bool
 
     def __init__(self, name: str, byte_size: int, host: RegionHost | None) -> None:
         self.name = name
@@ -92,20 +96,10 @@ class Region(ABC):
         self._is_ambiguous = False
         self._idle: asyncio.Future[None] | None = None
         self._closing: asyncio.Task[None] | None = None
-        self._closed_hook: Callable[[Region], object] = lambda region: None
+        self._closed_hook: Callable[[Region], object] = lambda _: None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.byte_size} bytes {self._state.value}>"
-
-    @property
-    @abstractmethod
-    def is_host_accessible(self) -> bool:
-        """True if the CPU can read and write this memory."""
-
-    @property
-    @abstractmethod
-    def is_device_accessible(self) -> bool:
-        """True if a GPU can read and write this memory."""
 
     @abstractmethod
     def root(self) -> Array:

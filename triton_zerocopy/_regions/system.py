@@ -29,7 +29,7 @@ from .._errors import CapacityError, InputError, RegionClosed, RegionError
 from .base import Region, RegionHost
 from .budget import Budget
 
-SHM_DIRECTORY: Final = "/dev/shm"
+SHM_DIRECTORY: Final = "/dev/shm"  # noqa: S108 # what shm_open uses on Linux
 NAME_PREFIX: Final = "tzc"
 
 
@@ -138,7 +138,9 @@ def _explain(error: OSError, byte_size: int) -> RegionError:
             needed=byte_size,
         )
     if error.errno == errno.ENOENT:
-        return RegionError(f"{SHM_DIRECTORY} is not there; mount a tmpfs on it, or use memory='wire'")
+        return RegionError(
+            f"{SHM_DIRECTORY} is not there; mount a tmpfs on it, or use memory='wire'"
+        )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return RegionError(
             f"shared memory cannot be created in {SHM_DIRECTORY} ({error.strerror}); check its "

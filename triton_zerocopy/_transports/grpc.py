@@ -49,6 +49,8 @@ _CHANNEL_OPTIONS: Final = (
 _INFER_METHOD: Final = "/inference.GRPCInferenceService/ModelInfer"
 _RAW_INPUT_TAG: Final = b"\x3a"  # field 7 (raw_input_contents), wire type 2
 
+_pb: Any = service_pb2  # generated at import, so type checkers see nothing in it
+
 Result = TypeVar("Result")
 
 
@@ -82,14 +84,14 @@ class GrpcTransport:
         self._admin_headers = (*headers.items(), *admin_headers.items()) or None
         # The message is serialised already; only the answer is parsed.
         self._infer = self._channel.unary_unary(
-            _INFER_METHOD, response_deserializer=service_pb2.ModelInferResponse.FromString
+            _INFER_METHOD, response_deserializer=_pb.ModelInferResponse.FromString
         )
 
     # Inference
 
     def prepare(self, request: InferRequest) -> bytes:
         """Serialise all that stays the same of a request."""
-        message = service_pb2.ModelInferRequest(
+        message = _pb.ModelInferRequest(
             model_name=request.model_name, model_version=request.model_version
         )
         for tensor in request.inputs:
@@ -127,24 +129,22 @@ class GrpcTransport:
     # Control plane
 
     async def server_info(self, *, timeout: float | None) -> ServerInfo:
-        reply = await self._call(
-            self._stub.ServerMetadata, service_pb2.ServerMetadataRequest(), timeout
-        )
+        reply = await self._call(self._stub.ServerMetadata, _pb.ServerMetadataRequest(), timeout)
         return ServerInfo(reply.name, reply.version, tuple(reply.extensions))
 
     async def is_ready(self, *, timeout: float | None) -> bool:
-        reply = await self._call(self._stub.ServerReady, service_pb2.ServerReadyRequest(), timeout)
+        reply = await self._call(self._stub.ServerReady, _pb.ServerReadyRequest(), timeout)
         return bool(reply.ready)
 
     async def model_spec(self, name: str, version: str, *, timeout: float | None) -> ModelSpec:
         metadata = await self._call(
             self._stub.ModelMetadata,
-            service_pb2.ModelMetadataRequest(name=name, version=version),
+            _pb.ModelMetadataRequest(name=name, version=version),
             timeout,
         )
         answer = await self._call(
             self._stub.ModelConfig,
-            service_pb2.ModelConfigRequest(name=name, version=version),
+            _pb.ModelConfigRequest(name=name, version=version),
             timeout,
         )
         config = answer.config
@@ -164,7 +164,7 @@ class GrpcTransport:
         self, name: str, key: str, byte_size: int, *, timeout: float | None
     ) -> None:
         # Offset 0 always: servers before 2.60 add another offset twice.
-        request = service_pb2.SystemSharedMemoryRegisterRequest(
+        request = _pb.SystemSharedMemoryRegisterRequest(
             name=name, key=key, offset=0, byte_size=byte_size
         )
         await self._administer(self._stub.SystemSharedMemoryRegister, request, timeout)
@@ -172,11 +172,11 @@ class GrpcTransport:
     async def unregister_system(self, name: str, *, timeout: float | None) -> None:
         if not name:
             raise ValueError("an empty name would unregister every client's regions")
-        request = service_pb2.SystemSharedMemoryUnregisterRequest(name=name)
+        request = _pb.SystemSharedMemoryUnregisterRequest(name=name)
         await self._administer(self._stub.SystemSharedMemoryUnregister, request, timeout)
 
     async def has_system(self, name: str, *, timeout: float | None) -> bool:
-        request = service_pb2.SystemSharedMemoryStatusRequest(name=name)
+        request = _pb.SystemSharedMemoryStatusRequest(name=name)
         try:
             await self._administer(self._stub.SystemSharedMemoryStatus, request, timeout)
         except ServerError as error:
@@ -208,7 +208,7 @@ class _Flight:
     __slots__ = ("_done", "_steps")
 
     def __init__(self, call: Awaitable[Any], done: Done) -> None:
-        self._steps: Generator[Any, Any, Any] = call.__await__()  # type: ignore[assignment]
+        self._steps: Generator[Any, Any, Any] = call.__await__()
         self._done = done
         self._step()
 
@@ -218,16 +218,17 @@ class _Flight:
         except StopIteration as end:
             try:
                 reply = _reply(end.value)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 # a callback has nobody to raise to
                 self._done(None, ServerError("DATA_LOSS", f"unreadable answer: {error!r}"))
             else:
                 self._done(reply, None)
         except grpc.RpcError as error:
             self._done(None, _server_error(error))
-        except (Exception, asyncio.CancelledError) as error:
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 # as above
             self._done(None, error)
         else:
-            future._asyncio_future_blocking = False  # what a task does on receiving it
+            # As a task does on receiving it.
+            future._asyncio_future_blocking = False  # noqa: SLF001
             future.add_done_callback(self._step)
 
 
@@ -250,7 +251,7 @@ def _place(parameters: Any, memory: MemoryRef | None) -> None:
 
 
 def _serialize_options(options: CallOptions) -> bytes:
-    message = service_pb2.ModelInferRequest(id=options.request_id)
+    message = _pb.ModelInferRequest(id=options.request_id)
     parameters = message.parameters
     if options.priority:
         parameters["priority"].uint64_param = options.priority

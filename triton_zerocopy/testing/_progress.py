@@ -46,7 +46,7 @@ def _tree_size(directory: Path) -> int:
     for root, _, names in os.walk(directory):
         for name in names:
             try:
-                size += os.lstat(os.path.join(root, name)).st_size  # noqa: PTH118
+                size += os.lstat(os.path.join(root, name)).st_size
             except OSError:
                 continue  # pip moves files about while we look
     return size

@@ -1,7 +1,9 @@
 """Fixtures for pytest: one real server for a test session.
 
-The fixtures are synchronous, so they work with any plugin for async tests. Override
-`triton_models` in a conftest.py to say what is served:
+The fixtures are synchronous, so they work with any plugin for async tests. Ask for the plugin
+in a conftest.py, and override `triton_models` there to say what is served:
+
+    pytest_plugins = ["triton_zerocopy.testing.pytest_plugin"]
 
     @pytest.fixture(scope="session")
     def triton_models():
@@ -19,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ._server import TritonServer
+
 if TYPE_CHECKING:
     from ._models import ServableModel
-    from ._server import TritonServer
 
 
 @pytest.fixture(scope="session")
@@ -43,9 +46,6 @@ def triton_server(
     triton_server_options: Mapping[str, Any],
 ) -> Iterator[TritonServer]:
     """A running TritonServer, stopped at the end of the test session."""
-    # Every pytest run of every project that has this package imports this module: keep it light.
-    from ._server import TritonServer  # noqa: PLC0415
-
     server = TritonServer(models=triton_models, **triton_server_options)
     with _visible_output(request.config):
         server.start()

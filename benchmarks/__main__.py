@@ -1,0 +1,80 @@
+"""``python -m benchmarks [names ...] [--rounds N] [--uvloop] [--json FILE]``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from triton_zerocopy.testing import TritonServer
+
+from . import backends, burst, measuring, report, shm_client, workloads
+from .loops import run
+from .rows import ROWS
+
+_ROUNDS = 31
+_BURST_SHARE = 10  # a burst takes seconds, so there are fewer
+_NAMES = [*[row.name for row in ROWS], burst.NAME]
+
+
+def main() -> None:
+    """Measure what was asked for."""
+    options = _options()
+    results: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="triton_zerocopy_benchmarks-") as directory:
+        backends.build(Path(directory))
+        with TritonServer(models=workloads.models(), backend_directory=directory) as server:
+            facts = report.environment(server.version, uses_uvloop=options.uvloop)
+            report.print_environment(facts)
+            _measure(server.grpc_url, options, results)
+    if options.json is not None:
+        text = json.dumps({"environment": facts, "results": results}, indent=1)
+        options.json.write_text(f"{text}\n", "utf-8")
+
+
+def _measure(url: str, options: argparse.Namespace, results: list[dict[str, Any]]) -> None:
+    for row in ROWS:
+        if not _is_wanted(row.name, options.names):
+            continue
+        if row.name.startswith("shm-client") and not shm_client.is_here():
+            print(f"\n{row.name}: left out, it needs: pip install triton-shm-client==0.1.0")
+            continue
+        samples = run(measuring.measure(url, row, options.rounds), uses_uvloop=options.uvloop)
+        report.print_row(row, samples)
+        results.append(report.row_facts(row, samples))
+        sys.stdout.flush()
+    if _is_wanted(burst.NAME, options.names):
+        rounds = max(1, options.rounds // _BURST_SHARE)
+        bursts = burst.measure(url, rounds, uses_uvloop=options.uvloop)
+        report.print_bursts(bursts)
+        results.append(report.burst_facts(bursts))
+
+
+def _is_wanted(name: str, wanted: list[str]) -> bool:
+    return not wanted or any(name == each or name.startswith(f"{each}-") for each in wanted)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Measure this library and its peers side by side.",
+        epilog=f"Names: {', '.join(_NAMES)}. A name also stands for those that begin with it.",
+    )
+    parser.add_argument("names", nargs="*", help="what to measure; all by default")
+    parser.add_argument("--rounds", type=int, default=_ROUNDS, help="turns (default %(default)s)")
+    parser.add_argument("--uvloop", action="store_true", help="use uvloop's event loop")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
+    options = parser.parse_args()
+    for name in options.names:
+        if not any(_is_wanted(each, [name]) for each in _NAMES):
+            parser.error(f"unknown name {name!r}; there are {', '.join(_NAMES)}")
+    if options.rounds < 1:
+        parser.error("--rounds is at least 1")
+    return options
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""``python -m benchmarks [names ...] [--rounds N] [--uvloop] [--json FILE]``."""
+"""``python -m benchmarks [names ...] [--rounds N] [--uvloop] [--keep-memory] [--json FILE]``."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 
 from triton_zerocopy.testing import TritonServer
 
-from . import backends, burst, measuring, report, shm_client, workloads
-from .loops import run
-from .rows import ROWS
+from . import backends, burst, report, shm_client, workloads
+from .processes import Conditions
+from .rows import ROWS, measure_row
 
 _ROUNDS = 31
 _BURST_SHARE = 10  # a burst takes seconds, so there are fewer
@@ -27,28 +27,33 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="triton_zerocopy_benchmarks-") as directory:
         backends.build(Path(directory))
         with TritonServer(models=workloads.models(), backend_directory=directory) as server:
-            facts = report.environment(server.version, uses_uvloop=options.uvloop)
+            conditions = Conditions(
+                server.grpc_url, uses_uvloop=options.uvloop, keeps_memory=options.keep_memory
+            )
+            facts = report.environment(server.version, conditions)
             report.print_environment(facts)
-            _measure(server.grpc_url, options, results)
+            _measure(conditions, options, results)
     if options.json is not None:
         text = json.dumps({"environment": facts, "results": results}, indent=1)
         options.json.write_text(f"{text}\n", "utf-8")
 
 
-def _measure(url: str, options: argparse.Namespace, results: list[dict[str, Any]]) -> None:
+def _measure(
+    conditions: Conditions, options: argparse.Namespace, results: list[dict[str, Any]]
+) -> None:
     for row in ROWS:
         if not _is_wanted(row.name, options.names):
             continue
         if row.name.startswith("shm-client") and not shm_client.is_here():
             print(f"\n{row.name}: left out, it needs: pip install triton-shm-client==0.1.0")
             continue
-        samples = run(measuring.measure(url, row, options.rounds), uses_uvloop=options.uvloop)
+        samples = measure_row(row, options.rounds, conditions)
         report.print_row(row, samples)
         results.append(report.row_facts(row, samples))
         sys.stdout.flush()
     if _is_wanted(burst.NAME, options.names):
         rounds = max(1, options.rounds // _BURST_SHARE)
-        bursts = burst.measure(url, rounds, uses_uvloop=options.uvloop)
+        bursts = burst.measure(conditions, rounds)
         report.print_bursts(bursts)
         results.append(report.burst_facts(bursts))
 
@@ -66,6 +71,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("names", nargs="*", help="what to measure; all by default")
     parser.add_argument("--rounds", type=int, default=_ROUNDS, help="turns (default %(default)s)")
     parser.add_argument("--uvloop", action="store_true", help="use uvloop's event loop")
+    parser.add_argument(
+        "--keep-memory", action="store_true", help="have the allocator keep what was freed"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
     options = parser.parse_args()
     for name in options.names:

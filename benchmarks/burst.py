@@ -7,22 +7,21 @@ one left to the allocator. Run as a program, this module is such a process.
 from __future__ import annotations
 
 import asyncio
-import json
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from tritonclient.grpc.aio import InferenceServerClient
 
 import triton_zerocopy as tz
 
 from . import peers
 from .backends import MEMCPY
 from .callers import check
-from .loops import run
+from .processes import Conditions, measure_apart, report
 from .workloads import SMALL, TWELVE, Array
 
 NAME = "burst"
@@ -63,7 +62,8 @@ class Bursts:
 
     def median(self, what: str) -> float:
         """Median of one of the measures."""
-        return statistics.median(getattr(self, what))
+        values: list[float] = getattr(self, what)
+        return statistics.median(values)
 
 
 # In the process that is measured
@@ -82,7 +82,7 @@ async def _ours(stack: AsyncExitStack, url: str, x: Array) -> Call:
 
 
 async def _inline(stack: AsyncExitStack, url: str, x: Array) -> Call:
-    client = await stack.enter_async_context(peers.InferenceServerClient(url))
+    client = await stack.enter_async_context(InferenceServerClient(url))
     await peers.Inline(SMALL.inputs(0), client, SMALL.model_name(MEMCPY)).call()
 
     async def call() -> Array:
@@ -96,7 +96,7 @@ async def _inline(stack: AsyncExitStack, url: str, x: Array) -> Call:
 async def _by_hand(stack: AsyncExitStack, url: str, x: Array) -> Call:
     small = await stack.enter_async_context(peers.by_hand(url, SMALL.model_name(MEMCPY), SMALL, 1))
     await small[0].call()
-    client = await stack.enter_async_context(peers.InferenceServerClient(url))
+    client = await stack.enter_async_context(InferenceServerClient(url))
     free: asyncio.LifoQueue[peers.ByHand] = asyncio.LifoQueue()
     made = 0
 
@@ -180,23 +180,16 @@ def _status(what: str) -> int:
 # In the process that prints
 
 
-def measure(url: str, rounds: int, *, uses_uvloop: bool) -> list[Bursts]:
+def measure(conditions: Conditions, rounds: int) -> list[Bursts]:
     """Measure all contenders in turns, each time in a new process."""
     all_bursts = [Bursts(name) for name in CONTENDERS]
     for _ in range(rounds):
         for bursts in all_bursts:
-            command = [sys.executable, "-m", __name__, url, bursts.name]
-            command += ["--uvloop"] if uses_uvloop else []
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            for what, value in json.loads(done.stdout).items():
+            measured = measure_apart(f"{__package__}.burst", [bursts.name], conditions)
+            for what, value in measured.items():
                 getattr(bursts, what).append(value)
     return all_bursts
 
 
-def _main(arguments: Sequence[str]) -> None:
-    url, name, *options = arguments
-    print(json.dumps(run(_measure(url, name), uses_uvloop="--uvloop" in options)))
-
-
 if __name__ == "__main__":
-    _main(sys.argv[1:])
+    report(_measure)

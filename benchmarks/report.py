@@ -13,12 +13,13 @@ from typing import Any
 from . import burst
 from .burst import Bursts
 from .measuring import Goal, Row, Samples
+from .processes import Conditions
 
 _PACKAGES = ("numpy", "grpcio", "protobuf", "tritonclient", "triton-shm-client", "uvloop")
 _STALL_LIMIT_MS = 10.0
 
 
-def environment(server_version: str, *, uses_uvloop: bool) -> dict[str, Any]:
+def environment(server_version: str, conditions: Conditions) -> dict[str, Any]:
     """Describe where the measurements are made."""
     return {
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
@@ -27,7 +28,8 @@ def environment(server_version: str, *, uses_uvloop: bool) -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 2),
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "loop": "uvloop" if uses_uvloop else "asyncio",
+        "loop": "uvloop" if conditions.uses_uvloop else "asyncio",
+        "malloc": "told to keep memory" if conditions.keeps_memory else "as it is",
         "triton": server_version,
         **{name: version for name in _PACKAGES if (version := _version(name))},
     }

@@ -1,10 +1,17 @@
-"""Who is measured against whom, and what is to come out."""
+"""Who is measured against whom, and what is to come out.
+
+Each row runs in a process of its own. Run as a program, this module is such a process.
+"""
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from typing import Any
+
 from . import ours, peers, shm_client
 from .backends import MEMCPY, NULL
-from .measuring import Contender, Goal, Row
+from .measuring import Contender, Goal, Row, Samples, measure
+from .processes import Conditions, measure_apart, report
 from .workloads import (
     HUGE,
     IMAGE,
@@ -32,6 +39,7 @@ def _small(callers: int) -> Row:
         f"64 B in and out, {who}, the server copies nothing",
         NULL,
         (
+            Contender(_INLINE, peers.inline, SMALL),
             Contender(_BY_HAND, peers.by_hand, SMALL),
             Contender(_INFER, ours.infer, SMALL),
             Contender(_BARE, peers.bare, SMALL),
@@ -91,3 +99,18 @@ ROWS = (
     _against_shm_client("multi-io", SHM_MULTI, "two of 8 x 3x224x224 in, two out (9.6 MB)"),
     _against_shm_client("identity", SHM_IDENTITY, "batch of 8 x 16 (512 B)"),
 )
+
+
+def measure_row(row: Row, rounds: int, conditions: Conditions) -> list[Samples]:
+    """Measure a row in a new process."""
+    measured = measure_apart(f"{__package__}.rows", [row.name, str(rounds)], conditions)
+    return [Samples(**each) for each in measured]
+
+
+async def _measure(url: str, name: str, rounds: str) -> list[dict[str, Any]]:
+    row = next(row for row in ROWS if row.name == name)
+    return [asdict(samples) for samples in await measure(url, row, int(rounds))]
+
+
+if __name__ == "__main__":
+    report(_measure)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -39,9 +40,7 @@ async def infer_shm(
     url: str, name: str, workload: Workload, count: int
 ) -> AsyncIterator[Sequence[Caller]]:
     """Callers of one client with as many slots."""
-    from triton_shm_client import TritonSHMClient
-
-    client = TritonSHMClient(url)
+    client = importlib.import_module("triton_shm_client").TritonSHMClient(url)
     try:
         client.register_shm_model(
             name,

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 from models import MODELS
-
-SHM = Path("/dev/shm")
+from support import own_files
 
 pytest_plugins = ["triton_zerocopy.testing.pytest_plugin"]
 
@@ -42,27 +41,22 @@ class Guard:
     """Compares /dev/shm, the server's registrations and the children of this process."""
 
     def __init__(self):
-        self.files = self._files()
+        self.files = own_files()
         self.children = _children()
         self.server = None
 
     def watch(self, server):
         self.server = server
         self.registered = _registrations(server)
-        self.files = self._files()
+        self.files = own_files()
         self.children = _children()
 
     def check(self):
         gc.collect()
-        assert self._files() == self.files, "files left in /dev/shm"
+        assert own_files() == self.files, "files left in /dev/shm"
         if self.server is not None:
             assert _registrations(self.server) == self.registered, "regions left registered"
         assert _children() == self.children, "processes left running"
-
-    @staticmethod
-    def _files():
-        # The python backend's own files come and go with its models.
-        return {entry.name for entry in SHM.iterdir() if entry.name.startswith("tzc-")}
 
 
 def _children():

@@ -39,7 +39,7 @@ CASES = [
     ({"INPUT0": [1e300, 0, 0, 0]}, "1e.300 is not representable in FP32"),
     ({"INPUT0": [2**24 + 1, 0, 0, 0]}, "16777217 is not representable in FP32"),
     ({"INPUT0": [2**100, 0, 0, 0]}, "object"),
-    ({"INPUT0": [[1, 2], [3]]}, "INPUT0"),
+    ({"INPUT0": [[1, 2], [3]]}, "lists of different lengths"),
     ({"INPUT0": [1, None, 2, 3]}, "object"),
     ({"INPUT0": [1, 2, 3, 4j]}, "complex"),
     ({"INPUT0": 5.0}, r"got \[\]"),

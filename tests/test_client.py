@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 from models import MODELS
+from support import forget_all, own_files, until
 
 import triton_zerocopy as tz
 from triton_zerocopy import _memory
@@ -22,19 +22,10 @@ pytestmark = pytest.mark.anyio
 X = np.arange(4, dtype=np.float32)
 
 
-def files():
-    return [name for name in os.listdir("/dev/shm") if name.startswith("tzc-")]
-
-
 def free_port():
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return sock.getsockname()[1]
-
-
-async def until(condition):
-    while not condition():
-        await asyncio.sleep(0.001)
 
 
 # Life
@@ -70,7 +61,7 @@ async def test_closed_things_say_so(server):
     with pytest.raises(tz.ClientClosed):
         async with client:
             pass
-    assert files() == []
+    assert own_files() == set()
 
 
 async def test_a_client_that_was_never_used_is_closed_at_once():
@@ -140,22 +131,10 @@ async def test_closing_gives_up_after_its_timeout(server, caplog):
     with caplog.at_level(logging.WARNING, "triton_zerocopy"):
         await client.aclose(timeout=0.05)
     assert "1 calls unanswered" in caplog.text
-    with pytest.raises((tz.ServerUnavailable, tz.InferenceError)):
+    with pytest.raises(tz.ServerUnavailable, match="client or its event loop was closed"):
         await task
-    assert files() == []
-    async with tz.Client(server.grpc_url) as other:
-        for name in (await other.triton.get_system_shared_memory_status()).regions:
-
-            async def is_gone(name=name):
-                try:
-                    await other.triton.unregister_system_shared_memory(name)
-                except Exception as error:
-                    assert "currently in use" in str(error)
-                    return False
-                return True
-
-            while not await is_gone():
-                await asyncio.sleep(0.01)
+    assert own_files() == set()
+    await forget_all(server)
 
 
 async def test_waiters_fail_when_the_model_closes(server):
@@ -190,7 +169,7 @@ asyncio.run(main())
     output, errors = await process.communicate()
     assert process.returncode == 0
     assert b"ResourceWarning: shared memory was never closed" in errors
-    assert files() == []
+    assert own_files() == set()
     async with tz.Client(server.grpc_url) as client:
         await client.triton.unregister_system_shared_memory(output.decode().strip())
 
@@ -205,7 +184,7 @@ async def test_cancelling_the_close_does_not_stop_it(server):
     with pytest.raises(asyncio.CancelledError):
         await task
     await client.aclose()
-    assert files() == []
+    assert own_files() == set()
 
 
 async def test_cancelling_the_opening_of_a_model_leaves_nothing(server):
@@ -375,3 +354,29 @@ async def test_poison_fills_the_outputs_before_each_call(server):
             await until(lambda: model.statistics().in_flight == 1)
             assert set(output.view(np.uint8).tolist()) == {0xA5}
             await task
+
+
+async def test_auto_takes_the_wire_where_there_is_no_room(server, caplog):
+    async with tz.Client(server.grpc_url, max_shm_bytes=0) as client:
+        with caplog.at_level(logging.WARNING, "triton_zerocopy"):
+            assert (await client.model("fixed")).memory == "wire"
+        assert "max_shm_bytes=0" in caplog.text
+        with pytest.raises(tz.CapacityError):
+            await client.model("fixed", memory="system")
+
+
+async def test_closing_gives_up_on_regions_after_its_timeout(server, caplog):
+    client = tz.Client(server.grpc_url)
+    region = await client.region(4096)
+    region.array((16,), "float32")[:] = 0.6
+    task = asyncio.create_task(
+        client.infer("slow", {"INPUT0": region.tensor((16,), "FP32")}, outputs=["OUTPUT0"])
+    )
+    await asyncio.sleep(0)
+    with caplog.at_level(logging.WARNING, "triton_zerocopy"):
+        await client.aclose(timeout=0.05)
+    assert "while a call still used it" in caplog.text
+    with pytest.raises(tz.ServerUnavailable, match="client or its event loop was closed"):
+        await task
+    assert own_files() == set()
+    await forget_all(server)

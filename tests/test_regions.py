@@ -11,6 +11,7 @@ import sys
 
 import numpy as np
 import pytest
+from support import own_files
 
 import triton_zerocopy as tz
 from triton_zerocopy._regions import system
@@ -18,10 +19,6 @@ from triton_zerocopy._regions.budget import Budget
 from triton_zerocopy._regions.system import SystemRegion
 
 pytestmark = pytest.mark.anyio
-
-
-def files():
-    return [name for name in os.listdir("/dev/shm") if name.startswith("tzc-")]
 
 
 async def test_infer_from_and_into_regions(server):
@@ -137,7 +134,7 @@ async def test_a_closed_region(server):
         with pytest.raises(tz.RegionClosed):
             await region.write(b"x")
         await region.aclose()
-        assert files() == []
+        assert own_files() == set()
         np.testing.assert_array_equal(kept, np.full(16, 3))
         assert client.statistics().bytes_reserved == 64
         del kept
@@ -183,13 +180,13 @@ async def test_mode_and_names(server):
     async with tz.Client(server.grpc_url) as client:
         async with client.region(64) as one, client.region(64) as two:
             assert one.name != two.name
-            for name in files():
+            for name in own_files():
                 mode = os.stat(f"/dev/shm/{name}").st_mode
                 assert stat.S_IMODE(mode) == 0o600
     group = os.getgid()
     async with tz.Client(server.grpc_url, shm_mode=0o660, shm_gid=group) as client:
         async with client.region(64):
-            (name,) = files()
+            (name,) = own_files()
             status = os.stat(f"/dev/shm/{name}")
             assert stat.S_IMODE(status.st_mode) == 0o660
             assert status.st_gid == group
@@ -241,16 +238,16 @@ async def test_what_the_kernel_refuses(monkeypatch, number, expected, text, wher
     with pytest.raises(expected, match=text):
         SystemRegion(100, owner_id="0" * 16, budget=budget)
     assert budget.bytes_reserved == 0
-    assert files() == []
+    assert own_files() == set()
 
 
 async def test_a_forgotten_region_is_unlinked_with_a_warning():
     region = SystemRegion(100, owner_id="0" * 16, budget=Budget(None))
-    assert len(files()) == 1
+    assert len(own_files()) == 1
     with pytest.warns(ResourceWarning, match="never closed"):
         del region
         gc.collect()
-    assert files() == []
+    assert own_files() == set()
 
 
 FORK = """

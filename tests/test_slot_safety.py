@@ -8,17 +8,13 @@ import random
 import numpy as np
 import pytest
 from models import MODELS
+from support import forget_all, until
 
 import triton_zerocopy as tz
-from triton_zerocopy import _engine
+from triton_zerocopy import _engine, _executor
 from triton_zerocopy.testing import TritonServer
 
 pytestmark = pytest.mark.anyio
-
-
-async def until(condition):
-    while not condition():
-        await asyncio.sleep(0.001)
 
 
 def tensor(seconds, tag):
@@ -94,11 +90,16 @@ async def test_a_lease_left_by_a_timeout_is_held_until_the_answer(server):
             np.testing.assert_array_equal(result["OUTPUT0"], tensor(0, 6) + 1)
 
 
+def all_copies_in_threads(monkeypatch):
+    for module in (_engine, _executor):
+        monkeypatch.setattr(module, "ON_LOOP_BYTES", -1)
+
+
 async def test_a_slot_is_held_while_a_thread_copies(server, monkeypatch):
     """A cancel while a large copy runs in its thread: the slot comes back after the thread."""
     import threading
 
-    monkeypatch.setattr(_engine, "ON_LOOP_BYTES", 0)
+    all_copies_in_threads(monkeypatch)
     async with tz.Client(server.grpc_url) as client, client.model("fixed", slots=1) as model:
         await model.infer({"INPUT0": np.zeros(4, np.float32)})
         started, go_on = threading.Event(), threading.Event()
@@ -127,7 +128,7 @@ async def test_a_copy_into_out_is_finished_before_the_cancel(server, monkeypatch
     out = np.zeros(4, np.float32)
     async with tz.Client(server.grpc_url) as client, client.model("fixed", slots=1) as model:
         await model.infer({"INPUT0": np.zeros(4, np.float32)})
-        monkeypatch.setattr(_engine, "ON_LOOP_BYTES", 0)
+        all_copies_in_threads(monkeypatch)
         started, go_on = threading.Event(), threading.Event()
         real = np.copyto
 
@@ -217,19 +218,4 @@ asyncio.run(main())
     finally:
         if process.returncode is None:
             process.kill()
-    async with tz.Client(server.grpc_url) as client:
-        status = await client.triton.get_system_shared_memory_status()
-        left = set(status.regions) - leaves_nothing.registered
-        assert len(left) <= 1
-        for name in left:
-
-            async def is_gone(name=name):
-                try:
-                    await client.triton.unregister_system_shared_memory(name)
-                except Exception as error:
-                    assert "currently in use" in str(error)
-                    return False
-                return True
-
-            while not await is_gone():
-                await asyncio.sleep(0.01)
+    await forget_all(server, leaves_nothing.registered)

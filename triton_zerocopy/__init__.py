@@ -80,12 +80,3 @@ def __getattr__(name: str) -> str:
 
         return version("triton-zerocopy")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-# Users see `triton_zerocopy.Client`, never a private path.
-def _adopt() -> None:
-    for name in __all__:
-        globals()[name].__module__ = __name__
-
-
-_adopt()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
@@ -20,6 +21,8 @@ from ._urls import SslOptions, parse_url
 
 if TYPE_CHECKING:
     from tritonclient.grpc.aio import InferenceServerClient
+
+logger = logging.getLogger("triton_zerocopy")
 
 _READY_POLL = 0.05  # seconds between two questions whether the server is ready
 
@@ -353,7 +356,7 @@ class Client:
         limit = self._limit(timeout)
         options = make_options(request_id, priority, queue_timeout, parameters)
         try:
-            async with asyncio.timeout(limit):
+            with self._runtime.limit(limit):
                 return await infer_direct(
                     self._runtime, model_name, model_version, inputs, outputs, options
                 )
@@ -397,11 +400,19 @@ class Client:
 
     async def _close(self, limit: float | None) -> None:
         ends: list[Awaitable[None]] = [model.aclose(limit) for model in list(self._models)]
-        ends += [_close_region(region, limit) for region in list(self._regions)]
+        ends += [self._close_region(region, limit) for region in list(self._regions)]
         await asyncio.gather(*ends, return_exceptions=True)
         if self._triton is not None:
             await self._triton.close()
         await self._runtime.aclose()
+
+    async def _close_region(self, region: Region, limit: float | None) -> None:
+        try:
+            async with asyncio.timeout(limit):
+                await region.aclose()
+        except TimeoutError:
+            logger.warning("%r was closed while a call still used it", region)
+            await self._runtime.abandon(region)
 
     async def __aenter__(self) -> Self:
         self._runtime.check_usable()
@@ -414,11 +425,6 @@ class Client:
         return (
             self._runtime.settings.timeout if isinstance(timeout, UseDefault) else seconds(timeout)
         )
-
-
-async def _close_region(region: Region, limit: float | None) -> None:
-    async with asyncio.timeout(limit):
-        await region.aclose()
 
 
 def _check_headers(headers: Mapping[str, str] | None) -> Mapping[str, str]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ._datatypes import BYTES, Array, datatype_of, encode_bytes
-from ._endings import Ending, ending_of, outgrown_output, public_error
+from ._endings import Ending, ending_of, outgrown_output, public_error, seen_by_caller
 from ._errors import CapacityError, InputError
+from ._handoff import Handoff
 from ._layout import OutputPlace
 from ._regions.base import Region, RegionTensor
 from ._replies import check_reply
+from ._requests import Request
 from ._results import InferResult
 from ._runtime import Runtime
 from ._specs import TensorSpec
@@ -80,7 +81,7 @@ async def infer_direct(
 
 async def _call(runtime: Runtime, message: object, regions: Sequence[Region]) -> InferReply:
     """Send a message; the regions count the call until it is answered, whoever waits."""
-    waiter: asyncio.Future[InferReply] = runtime.loop.create_future()
+    waiter: Handoff[InferReply] = Handoff(runtime.loop)
     begun: list[Region] = []
 
     def end(*, is_ambiguous: bool) -> None:
@@ -89,14 +90,10 @@ async def _call(runtime: Runtime, message: object, regions: Sequence[Region]) ->
 
     def done(reply: InferReply | None, error: BaseException | None) -> None:
         end(is_ambiguous=error is not None and ending_of(error) is Ending.AMBIGUOUS)
-        if waiter.done():
-            return
         if reply is not None:
-            waiter.set_result(reply)
-        elif isinstance(error, asyncio.CancelledError) or error is None:
-            waiter.set_exception(ServerError("CANCELLED", "the event loop gave the call up"))
+            waiter.deliver(reply)
         else:
-            waiter.set_exception(error)
+            waiter.fail(seen_by_caller(error))
 
     try:
         for region in regions:
@@ -159,7 +156,18 @@ def _result(
         root = placed[place.spec.name].region.root()
         return root[place.offset : place.offset + place.byte_size]
 
-    received = check_reply(model_name, reply, places, [None] * len(places), room)
+    request = Request(
+        message=None,
+        shapes=(),
+        writes=(),
+        byte_size_written=0,
+        inline=(),
+        placed=(),
+        outputs=places,
+        ready=[None] * len(places),
+        room=room,
+    )
+    received = check_reply(model_name, reply, request)
     return InferResult(
         {
             output.spec.name: output.view() if not output.is_inline else output.copy()

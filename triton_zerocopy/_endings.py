@@ -6,6 +6,7 @@ a slot is reusable after an answer that the server itself made, and in doubt oth
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import re
 from typing import Final
@@ -72,14 +73,11 @@ def outgrown_output(error: ServerError) -> tuple[str, int] | None:
 
 
 def public_error(
-    error: BaseException, *, model: str = "", request_id: str = ""
+    error: ServerError, *, model: str = "", request_id: str = ""
 ) -> InferenceError | ServerUnavailable:
     """Return the error that a caller sees, with a hint where there is a remedy."""
-    if not isinstance(error, ServerError):
-        return ServerUnavailable(
-            f"model {model!r}: the call was given up before the server answered "
-            f"({type(error).__name__}); the event loop was shutting down"
-        )
+    if error.code == "CANCELLED":
+        return ServerUnavailable(f"model {model!r}: no answer, {error.message}")
     if error.code == "UNAVAILABLE" and not any(text in error.message for text in _NOT_RUN[:2]):
         hint = (
             "; pass the header that the server wants"
@@ -90,3 +88,12 @@ def public_error(
     return InferenceError(
         error.message, status=f"StatusCode.{error.code}", model=model, request_id=request_id
     )
+
+
+def seen_by_caller(error: BaseException | None) -> BaseException:
+    """A cancelled call is not a cancelled caller."""
+    if error is None or isinstance(error, asyncio.CancelledError):
+        return ServerError(
+            "CANCELLED", "the call was given up when its client or its event loop was closed"
+        )
+    return error

@@ -21,19 +21,21 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Final, TypeVar
 
-from ._endings import Ending, ending_of
+from ._endings import Ending, ending_of, seen_by_caller
 from ._errors import RegistrationError, ServerUnavailable
+from ._handoff import Handoff
 from ._layout import PAGE, align
 from ._pool import Pool, SlotState
 from ._regions.base import Region
-from ._registration import CALL_TIMEOUT
 from ._runtime import ON_LOOP_BYTES, Runtime
 from ._slots import Slot
-from ._transports.base import InferReply, ServerError
+from ._transports.base import InferReply
 
 logger = logging.getLogger("triton_zerocopy")
+
+Result = TypeVar("Result")
 
 ENSEMBLE_REST: Final = 5.0
 """Seconds a slot rests after an error of an ensemble: the error may be answered while
@@ -75,11 +77,16 @@ class Engine:
 
     # Holding
 
-    async def acquire(self, *, may_queue: bool = False) -> Slot:
-        """Take a slot for a caller, who lets go of it through ``unhold``."""
+    def acquire_nowait(self) -> Slot | None:
+        """Take a slot for a caller, who lets go of it through ``unhold``; None if none is free."""
         slot = self.pool.acquire_nowait()
-        if slot is None:
-            slot = await self.pool.acquire(may_queue=may_queue)
+        if slot is not None:
+            slot.holds = 1
+        return slot
+
+    async def acquire(self, *, may_queue: bool = False) -> Slot:
+        """Take a slot for a caller, waiting for it in line."""
+        slot = await self.pool.acquire(may_queue=may_queue)
         slot.holds = 1
         return slot
 
@@ -104,8 +111,8 @@ class Engine:
             pass  # the loop is closed, and the client with it
 
     async def offload(
-        self, slot: Slot, work: Callable[[], Any], byte_size: int, *, must_finish: bool = False
-    ) -> Any:
+        self, slot: Slot, work: Callable[[], Result], byte_size: int, *, must_finish: bool = False
+    ) -> Result:
         """Run a copy; large ones in a thread, which holds the slot until it is done.
 
         Args:
@@ -173,20 +180,20 @@ class Engine:
 
     # Calling
 
-    async def call(self, slot: Slot, message: object, placed: Sequence[Region] = ()) -> InferReply:
-        """Send a message and wait for its answer.
+    def call(
+        self, slot: Slot, message: object, placed: Sequence[Region] = ()
+    ) -> Handoff[InferReply]:
+        """Send a message; the answer is to be awaited.
 
         Args:
             slot: held until the answer is there, whoever waits for it.
             message: what the transport composed.
             placed: regions of the caller's that the message refers to.
 
-        Raises:
-            ServerError: the server, or the way to it, answered with an error.
-
+        Awaiting it raises ServerError if the server, or the way to it, answered with an error.
         Cancellation: ends the waiting, not the call.
         """
-        waiter: asyncio.Future[InferReply] = self.runtime.loop.create_future()
+        waiter: Handoff[InferReply] = Handoff(self.runtime.loop)
 
         def done(reply: InferReply | None, error: BaseException | None) -> None:
             self.pool.arrive(slot)
@@ -195,12 +202,12 @@ class Engine:
             else:
                 for region in placed:
                     region.end_call(is_ambiguous=False)
-            if not waiter.done():
-                if reply is not None:
-                    waiter.set_result(reply)
-                else:
-                    waiter.set_exception(_seen_by_caller(error))
             self.unhold(slot)
+            # Last: the caller goes on right here.
+            if reply is not None:
+                waiter.deliver(reply)
+            else:
+                waiter.fail(seen_by_caller(error))
 
         for index, region in enumerate(placed):
             try:
@@ -220,7 +227,7 @@ class Engine:
             for region in placed:
                 region.end_call(is_ambiguous=False)
             raise
-        return await waiter
+        return waiter
 
     def _ended_with(self, slot: Slot, error: BaseException, placed: Sequence[Region]) -> None:
         ending = ending_of(error)
@@ -277,15 +284,8 @@ class Engine:
             )
             for slot in [slot for slot in self._slots if slot.state in _IN_USE]:
                 if slot.region is not None:
-                    self.runtime.spawn(self._abandon(slot.region))
+                    self.runtime.spawn(self.runtime.abandon(slot.region))
                     slot.attach(None)
-
-    async def _abandon(self, region: Region) -> None:
-        try:
-            await self.runtime.transport.unregister_system(region.name, timeout=CALL_TIMEOUT)
-        except ServerError as error:
-            logger.warning("a region of %s stays registered: %s", self.pool, error.message)
-        await self.runtime.submit(region.free)
 
     def _discard(self, slot: Slot) -> None:
         self._slots.discard(slot)
@@ -300,13 +300,3 @@ class Engine:
             await self._drop(slot, region)
         except (RegistrationError, ServerUnavailable) as error:
             logger.warning("a region of %s could not be unregistered: %s", self.pool, error)
-
-
-def _seen_by_caller(error: BaseException | None) -> BaseException:
-    """A cancelled call is not a cancelled caller."""
-    if error is None or isinstance(error, asyncio.CancelledError):
-        return ServerError("CANCELLED", "the event loop gave the call up")
-    return error
-
-
-__all__ = ["Engine"]

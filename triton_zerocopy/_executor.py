@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
-
-from ._datatypes import BYTES, Array, Shape, byte_size_of
+from ._calls import Call
+from ._datatypes import Array, Shape, byte_size_of
 from ._endings import Ending, ending_of, outgrown_output, public_error
 from ._engine import Engine
 from ._errors import CapacityError
 from ._inputs import BytesTensor, PlacedTensor, Tensor
-from ._layout import Layout, OutputPlace, Want, lay_out, want_output
+from ._layout import Layout, Want, lay_out, want_output
 from ._output_sizes import OutputSizes
-from ._regions.base import Region
-from ._replies import Received, Target, check_reply
+from ._replies import Received, check_reply
+from ._requests import Request, input_ref
 from ._results import InferResult
+from ._runtime import ON_LOOP_BYTES
 from ._slots import RequestNames, Slot
 from ._specs import ModelSpec
-from ._transports.base import (
-    CallOptions,
-    InferReply,
-    InputRef,
-    MemoryRef,
-    ServerError,
-)
+from ._transports.base import DEFAULT_OPTIONS, CallOptions, InferReply, ServerError
 
 _REMEMBERED: Final = 256
 _POISON: Final = 0xA5
@@ -35,49 +29,12 @@ _MOST_TRIES: Final = 8
 """A repeatable call grows its outputs this often at most; each doubles, so it is plenty."""
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One infer call as the caller asked for it, checked.
-
-    Attributes:
-        tensors: the inputs, in the model's order.
-        outputs: names of the requested outputs.
-        options: request id, priority and the like.
-        target: where outputs are copied to; None for new arrays.
-        is_owned_by_caller: True if ``target`` gives the caller's own arrays, into which no
-            copy may begin after the caller left.
-        may_queue: True for parts of a batch, which wait whatever ``max_waiting`` says.
-    """
-
-    tensors: Sequence[Tensor]
-    outputs: tuple[str, ...]
-    options: CallOptions
-    target: Target | None = None
-    is_owned_by_caller: bool = False
-    may_queue: bool = False
-
-
 @dataclass(slots=True)
-class Request:
-    """A request on one slot, ready to go.
+class Tries:
+    """What was done already to get a call through."""
 
-    Attributes:
-        message: the transport's prepared message.
-        writes: inputs that are copied to their arrays in the slot first.
-        inline: inputs that go inside the message, in its order.
-        placed: regions of the caller's that the message refers to.
-        outputs: the requested outputs.
-        ready: for each output its array, where its shape was known before.
-        room: gives the flat bytes of an output's place.
-    """
-
-    message: object
-    writes: Sequence[tuple[Tensor, Array]]
-    inline: Sequence[Tensor]
-    placed: Sequence[Region]
-    outputs: Sequence[OutputPlace]
-    ready: Sequence[Array | None]
-    room: Callable[[OutputPlace], Array]
+    count: int = 0
+    was_renewed: bool = False
 
 
 class Executor:
@@ -124,77 +81,74 @@ class Executor:
 
         Cancellation: the caller is released at once, the slot when the server answered.
         """
-        slot = await self.engine.acquire(may_queue=call.may_queue)
+        engine = self.engine
+        slot = engine.acquire_nowait() or await engine.acquire(may_queue=call.may_queue)
         try:
-
-            async def make() -> Request:
+            tries = Tries()
+            while True:
                 layout = self.layout_for(call)
-                await self.engine.fit(slot, layout.byte_size)
-                return self._request(slot, layout, call)
-
-            shapes = [tensor.shape for tensor in call.tensors]
-            reply, received = await self.send(slot, make, shapes, call.options)
+                if layout.byte_size > slot.byte_size:
+                    await engine.fit(slot, layout.byte_size)
+                request = self._request(slot, layout, call)
+                try:
+                    reply = await self.send(slot, request, call.options)
+                    break
+                except ServerError as error:
+                    await self.recover(error, slot, request, call.options, tries)
+            received = check_reply(self.spec.name, reply, request)
             arrays = await self._collect(slot, received, call)
-            self.learn(received, shapes)
+            self.learn(received, request.shapes)
             return result_of(reply, arrays, call.options)
         finally:
-            self.engine.unhold(slot)
+            engine.unhold(slot)
 
-    async def send(
-        self,
-        slot: Slot,
-        make: Callable[[], Awaitable[Request]],
-        shapes: Sequence[Shape],
-        options: CallOptions,
-    ) -> tuple[InferReply, list[Received]]:
-        """Send a request, again where that is safe or allowed.
+    async def send(self, slot: Slot, request: Request, options: CallOptions) -> InferReply:
+        """Write the inputs, send the message, and wait for the answer.
 
-        Args:
-            slot: held by the caller.
-            make: makes the request; called again for each try.
-            shapes: shapes of the inputs, under which output sizes are remembered.
-            options: what changes from call to call.
+        Raises:
+            ServerError: the server, or the way to it, answered with an error.
         """
-        tries = 0
-        was_renewed = False
-        while True:
-            tries += 1
-            request = await make()
-            try:
-                reply = await self._send_once(slot, request, options)
-            except ServerError as error:
-                is_lost = ending_of(error) is Ending.REGION_LOST
-                if is_lost and slot.region is not None and not was_renewed:
-                    was_renewed = True  # it never ran, so repeating it is safe
-                    await self.engine.renew(slot)
-                    continue
-                outgrew = self._outgrew(error, shapes)
-                if outgrew and self.is_repeatable and tries < _MOST_TRIES:
-                    continue
-                raise self._explain(error, options) from error
-            return reply, check_reply(
-                self.spec.name, reply, request.outputs, request.ready, request.room
-            )
-
-    async def _send_once(self, slot: Slot, request: Request, options: CallOptions) -> InferReply:
         engine = self.engine
-        transport = engine.runtime.transport
         if engine.runtime.settings.poison:
-            poison(request)
-        if request.writes:
-            await engine.offload(
+            _poison(request)
+        if request.byte_size_written <= ON_LOOP_BYTES:
+            request.write()
+        else:
+            await engine.offload(slot, request.write, request.byte_size_written)
+        message = request.message
+        if request.inline or options is not DEFAULT_OPTIONS:
+            compose = engine.runtime.transport.compose
+            message = await engine.offload(
                 slot,
-                lambda: _write_all(request.writes),
-                sum(tensor.byte_size for tensor, _ in request.writes),
+                lambda: compose(request.message, [t.payload() for t in request.inline], options),
+                sum(tensor.byte_size for tensor in request.inline),
             )
-        message = await engine.offload(
-            slot,
-            lambda: transport.compose(
-                request.message, [tensor.payload() for tensor in request.inline], options
-            ),
-            sum(tensor.byte_size for tensor in request.inline),
-        )
         return await engine.call(slot, message, request.placed)
+
+    async def recover(
+        self, error: ServerError, slot: Slot, request: Request, options: CallOptions, tries: Tries
+    ) -> None:
+        """Return if the request may be sent again, else raise what the caller sees."""
+        tries.count += 1
+        if ending_of(error) is Ending.REGION_LOST and slot.region and not tries.was_renewed:
+            tries.was_renewed = True  # it never ran, so repeating it is safe
+            await self.engine.renew(slot)
+            return
+        outgrown = outgrown_output(error)
+        if outgrown is None:
+            raise public_error(
+                error, model=self.spec.name, request_id=options.request_id
+            ) from error
+        name, needed = outgrown
+        self._learn(name, request.shapes, needed)
+        if not self.is_repeatable or tries.count >= _MOST_TRIES:
+            raise CapacityError(
+                f"model {self.spec.name!r}: output {name!r} needs {needed} bytes, more than its "
+                "slot had. The model has run; the next call has room. Set output_bytes, or "
+                "repeatable=True if the model may run twice",
+                needed=needed,
+                model_ran=True,
+            ) from error
 
     # Places
 
@@ -249,18 +203,17 @@ class Executor:
         ]
 
     def _request(self, slot: Slot, layout: Layout, call: Call) -> Request:
-        placed = [t.source.region for t in call.tensors if isinstance(t, PlacedTensor)]
         transport = self.engine.runtime.transport
-        if placed:
+        if not call.has_placed:
+            prepared = slot.prepare(layout, self.names, transport)
+        else:
             # Where the caller's own tensors lie changes from call to call.
             refs = [
                 input_ref(tensor, slot.refer(place))
                 for tensor, place in zip(call.tensors, layout.inputs, strict=True)
             ]
             prepared = slot.make_prepared(layout, self.names, transport, refs)
-        else:
-            prepared = slot.prepare(layout, self.names, transport)
-        writes: list[tuple[Tensor, Array]] = []
+        writes = []
         inline: list[Tensor] = []
         for tensor, array in zip(call.tensors, prepared.inputs, strict=True):
             if array is not None:
@@ -268,7 +221,17 @@ class Executor:
             elif not isinstance(tensor, PlacedTensor):
                 inline.append(tensor)
         return Request(
-            prepared.message, writes, inline, placed, layout.outputs, prepared.outputs, slot.room
+            prepared.message,
+            call.shapes,
+            writes,
+            layout.input_bytes,
+            inline,
+            [t.source.region for t in call.tensors if isinstance(t, PlacedTensor)]
+            if call.has_placed
+            else (),
+            layout.outputs,
+            prepared.outputs,
+            slot.room,
         )
 
     # Answers
@@ -277,19 +240,19 @@ class Executor:
         self, slot: Slot, received: Sequence[Received], call: Call
     ) -> dict[str, Array]:
         """Copy the outputs out, all in one go."""
-        copies: list[Callable[[], Array]] = []
-        total = 0
-        for output in received:
-            target = None if call.target is None else call.target(output.spec, output.shape)
-            copies.append(_copy(output, target))
-            total += output.raw.nbytes * (16 if output.spec.datatype == BYTES else 1)
-        arrays: list[Array] = await self.engine.offload(
+        target = call.target
+        if target is None and sum(output.copy_cost for output in received) <= ON_LOOP_BYTES:
+            return {output.spec.name: output.copy() for output in received}
+        copies = [
+            (output, None if target is None else target(output.spec, output.shape))
+            for output in received
+        ]
+        return await self.engine.offload(
             slot,
-            lambda: [copy() for copy in copies],
-            total,
+            lambda: {output.spec.name: output.copy(into) for output, into in copies},
+            sum(output.copy_cost for output in received),
             must_finish=call.is_owned_by_caller,
         )
-        return {output.spec.name: array for output, array in zip(received, arrays, strict=True)}
 
     def learn(self, received: Sequence[Received], shapes: Sequence[Shape]) -> None:
         """Remember how large the outputs were that came inline for want of a known size."""
@@ -300,28 +263,6 @@ class Executor:
     def _learn(self, name: str, shapes: Sequence[Shape], byte_size: int) -> None:
         if self.sizes.learn(name, shapes, byte_size):
             self._layouts.clear()
-
-    def _outgrew(self, error: ServerError, shapes: Sequence[Shape]) -> bool:
-        """Tell whether an output did not fit, and remember what it needs."""
-        found = outgrown_output(error)
-        if found is None:
-            return False
-        self._learn(found[0], shapes, found[1])
-        return True
-
-    def _explain(self, error: ServerError, options: CallOptions) -> Exception:
-        """Return the error the caller sees."""
-        found = outgrown_output(error)
-        if found is None:
-            return public_error(error, model=self.spec.name, request_id=options.request_id)
-        name, needed = found
-        return CapacityError(
-            f"model {self.spec.name!r}: output {name!r} needs {needed} bytes, more than its slot "
-            "had. The model has run; the next call has room. Set output_bytes, or "
-            "repeatable=True if the model may run twice",
-            needed=needed,
-            model_ran=True,
-        )
 
 
 def result_of(reply: InferReply, arrays: Mapping[str, Array], options: CallOptions) -> InferResult:
@@ -335,24 +276,11 @@ def result_of(reply: InferReply, arrays: Mapping[str, Array], options: CallOptio
     )
 
 
-def input_ref(tensor: Tensor, memory: MemoryRef | None) -> InputRef:
-    """Return how a message names an input; the caller's own place goes before ``memory``."""
-    if isinstance(tensor, PlacedTensor):
-        source = tensor.source
-        memory = MemoryRef(source.region.name, source.offset, source.byte_size)
-    return InputRef(tensor.spec.name, tensor.spec.datatype, tensor.shape, memory)
-
-
-def poison(request: Request) -> None:
+def _poison(request: Request) -> None:
     """Fill the outputs' rooms, so that a backend that writes nothing shows."""
     for place in request.outputs:
         if place.offset is not None:
             request.room(place)[:] = _POISON
-
-
-def _write_all(writes: Sequence[tuple[Tensor, Array]]) -> None:
-    for tensor, array in writes:
-        tensor.write(array)
 
 
 def _kind(tensor: Tensor) -> object:
@@ -364,17 +292,6 @@ def _kind(tensor: Tensor) -> object:
 
 def _write(tensor: Tensor, array: Array) -> Callable[[], None]:
     return lambda: tensor.write(array)
-
-
-def _copy(output: Received, target: Array | None) -> Callable[[], Array]:
-    if target is None:
-        return output.copy
-
-    def copy_into() -> Array:
-        np.copyto(target, output.view(), casting="equiv")
-        return target
-
-    return copy_into
 
 
 async def gather_all(calls: Sequence[Any]) -> list[Any]:

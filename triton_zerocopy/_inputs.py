@@ -173,7 +173,7 @@ def check_input(model: ModelSpec, name: str, value: object) -> Tensor:
     if isinstance(value, np.ndarray):
         return _from_array(model, spec, np.asarray(value))
     if isinstance(value, np.generic):
-        return _from_array(model, spec, np.asarray(value))
+        return _from_array(model, spec, _fill_one(spec, np.asarray(value)))
     if hasattr(value, "__dlpack__"):
         return _from_array(model, spec, _from_dlpack(model, spec, value))
     if isinstance(value, (list, tuple)):
@@ -292,8 +292,11 @@ def _from_literal(model: ModelSpec, spec: TensorSpec, value: object) -> Tensor:
         return _from_array(model, spec, _literal_strings(model, spec, value))
     try:
         loose = np.asarray(value)
-    except (ValueError, OverflowError) as error:
-        raise InputError(f"{_where(model, spec)}: {error}") from None
+    except (ValueError, OverflowError):
+        raise InputError(
+            f"{_where(model, spec)}: expected shape {list(spec.shape)}, got lists of different "
+            "lengths"
+        ) from None
     if loose.size == 0:
         loose = loose.astype(spec.dtype)
     elif loose.dtype.kind not in _KINDS[spec.dtype.kind]:

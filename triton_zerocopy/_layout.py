@@ -49,6 +49,7 @@ class Layout:
     inputs: tuple[InputPlace, ...]
     outputs: tuple[OutputPlace, ...]
     byte_size: int
+    input_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,8 @@ def lay_out(inputs: Iterable[Want], outputs: Iterable[Want]) -> Layout:
         assert want.shape is not None
         placed_inputs.append(InputPlace(want.spec, want.shape, *place(want)))
     placed_outputs = [OutputPlace(want.spec, want.shape, *place(want)) for want in outputs]
-    return Layout(tuple(placed_inputs), tuple(placed_outputs), end)
+    input_bytes = sum(place.byte_size for place in placed_inputs)
+    return Layout(tuple(placed_inputs), tuple(placed_outputs), end, input_bytes)
 
 
 def want_output(spec: TensorSpec, rows: int | None, room: int | None) -> Want:

@@ -10,7 +10,6 @@ What holds after the end of the block, however it ends:
 
 from __future__ import annotations
 
-import asyncio
 import enum
 import weakref
 from collections.abc import Mapping, Sequence
@@ -20,13 +19,15 @@ import numpy as np
 
 from ._datatypes import Array, Shape, byte_size_of
 from ._errors import InferTimeout, InputError, LeaseReleased, RegionBusy
-from ._executor import Executor, Request, input_ref, result_of
+from ._executor import Executor, Tries, result_of
 from ._inputs import DenseTensor, PlacedTensor, Tensor, check_input
 from ._layout import InputPlace, Layout, OutputPlace
 from ._options import USE_DEFAULT, UseDefault, make_options, seconds
+from ._replies import check_reply
+from ._requests import Request, input_ref
 from ._results import InferResult, LeaseArrays
 from ._slots import Slot, place_array
-from ._transports.base import InferRequest, InputRef, MemoryRef, OutputRef, Parameter
+from ._transports.base import InferRequest, InputRef, MemoryRef, OutputRef, Parameter, ServerError
 
 
 class LeaseState(enum.Enum):
@@ -59,6 +60,7 @@ class Lease:
         self._inputs = LeaseArrays({})
         self._results: list[weakref.ref[InferResult]] = []
         self._is_calling = False
+        self._plain: Request | None = None
 
     def __repr__(self) -> str:
         return f"<Lease of model {self._executor.spec.name!r}, {self._state.value}>"
@@ -89,8 +91,8 @@ class Lease:
         self._state = LeaseState.RELEASED  # unless all of this succeeds
         layout = executor.lease_layout(self._shapes)
         try:
-            async with asyncio.timeout(self._timeout):
-                slot = await engine.acquire()
+            with engine.runtime.limit(self._timeout):
+                slot = engine.acquire_nowait() or await engine.acquire()
                 try:
                     if executor.uses_shm:
                         await engine.fit(slot, layout.byte_size)
@@ -123,7 +125,7 @@ class Lease:
             if (result := reference()) is not None:
                 result.expire()
         self._results.clear()
-        self._root = self._slot = None
+        self._root = self._slot = self._plain = None
         self._executor.engine.unhold(slot)
 
     async def infer(
@@ -171,20 +173,31 @@ class Lease:
             raise RegionBusy(
                 f"{self!r}: its previous call has not been answered yet; take another lease"
             )
-        limit = self._timeout if isinstance(timeout, UseDefault) else seconds(timeout)
+        limit = self._timeout if timeout is USE_DEFAULT else seconds(timeout)
         options = make_options(request_id, priority, queue_timeout, parameters)
-        wanted = executor.spec.check_output_names(outputs or tuple(executor.spec.outputs))
-        tensors = self._tensors(inputs or {}, shapes or {})
+        wanted = (
+            executor.spec.output_names
+            if outputs is None
+            else executor.spec.check_output_names(outputs)
+        )
+        is_plain = not inputs and not shapes and outputs is None
+        tensors = None if is_plain and self._plain else self._tensors(inputs or {}, shapes or {})
         self._is_calling = True
         try:
-            async with asyncio.timeout(limit):
-
-                async def make() -> Request:
-                    return self._request(slot, tensors, wanted)
-
-                used = [tensor.shape for tensor in tensors]
-                reply, received = await executor.send(slot, make, used, options)
-                executor.learn(received, used)
+            with executor.engine.runtime.limit(limit):
+                tries = Tries()
+                while True:
+                    request = (
+                        self._plain if tensors is None else self._request(slot, tensors, wanted)
+                    )
+                    assert request is not None
+                    try:
+                        reply = await executor.send(slot, request, options)
+                        break
+                    except ServerError as error:
+                        await executor.recover(error, slot, request, options, tries)
+                        self._plain = None
+                        tensors = tensors or self._tensors({}, {})
         except TimeoutError as error:
             raise InferTimeout(
                 f"model {executor.spec.name!r}: no answer within {limit} seconds; the slot is kept "
@@ -192,6 +205,10 @@ class Lease:
             ) from error
         finally:
             self._is_calling = False
+        received = check_reply(executor.spec.name, reply, request)
+        executor.learn(received, request.shapes)
+        # The next call is the same, unless an output is to come another way by then.
+        self._plain = request if is_plain and not any(o.is_inline for o in received) else None
         arrays = {output.spec.name: output.view() for output in received}
         result = result_of(reply, arrays, options)
         self._results = [reference for reference in self._results if reference() is not None]
@@ -281,13 +298,15 @@ class Lease:
         )
         message = prepare() if placed else slot.remember(key, prepare)
         return Request(
-            message,
-            writes,
-            inline,
-            placed,
-            wanted,
-            [place_array(self._root, place) for place in wanted],
-            self._room,
+            message=message,
+            shapes=[tensor.shape for tensor in tensors],
+            writes=writes,
+            byte_size_written=sum(array.nbytes for _, array in writes),
+            inline=inline,
+            placed=placed,
+            outputs=wanted,
+            ready=[place_array(self._root, place) for place in wanted],
+            room=self._room,
         )
 
     # Outputs

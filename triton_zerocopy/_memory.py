@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import Final
 
-from ._errors import InputError, RegistrationError
+from ._errors import InputError, RegionError, RegistrationError
 from ._registration import check_release
 from ._runtime import Runtime
 from ._transports.base import ServerInfo
@@ -16,6 +16,7 @@ logger = logging.getLogger("triton_zerocopy")
 
 MEMORIES: Final = ("auto", "system", "wire")
 _PROBE_BYTES: Final = 4096
+_DECISIVE: Final = (RegistrationError, RegionError)
 
 
 def check_memory(memory: str) -> str:
@@ -41,17 +42,18 @@ class MemoryChoice:
 
         Raises:
             RegistrationError: "system" was asked for, and the server refuses or cannot.
+            RegionError: "system" was asked for, and this host has no room or no /dev/shm.
             ServerUnavailable: the server did not answer, so nothing is decided.
 
         Cancellation: safe; the question goes on for whoever asks next.
         """
         if memory == "wire":
             return False
-        if self._probe is None or _has_failed(self._probe, RegistrationError):
+        if self._probe is None or _has_failed(self._probe):
             self._probe = self._runtime.spawn(self._try())
         try:
             await asyncio.shield(self._probe)
-        except RegistrationError as error:
+        except _DECISIVE as error:
             if memory == "system":
                 raise
             if not self._is_said:
@@ -72,10 +74,10 @@ class MemoryChoice:
         await self._runtime.dispose(await self._runtime.new_region(_PROBE_BYTES))
 
 
-def _has_failed(task: asyncio.Task[None], but_not: type[Exception]) -> bool:
+def _has_failed(task: asyncio.Task[None]) -> bool:
     """Tell whether a probe ended without a decision, so that it is made again."""
     if not task.done():
         return False
     return task.cancelled() or (
-        task.exception() is not None and not isinstance(task.exception(), but_not)
+        task.exception() is not None and not isinstance(task.exception(), _DECISIVE)
     )

@@ -5,28 +5,24 @@ from __future__ import annotations
 import asyncio
 import enum
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Self
 
+from ._calls import check_call, is_heavy
 from ._datatypes import BYTES, Array, Shape
 from ._engine import Engine
 from ._errors import InferenceError, InferTimeout, InputError, PoolClosed
-from ._executor import Call, Executor, gather_all
-from ._inputs import BytesTensor, Tensor, check_input, literal_size
+from ._executor import Executor, gather_all
 from ._lease import Lease
 from ._options import USE_DEFAULT, UseDefault, make_options, seconds
 from ._output_sizes import OutputSizes
 from ._pool import PoolStatistics
-from ._replies import check_out, into
 from ._results import InferResult
 from ._runtime import Runtime
 from ._specs import ModelSpec, TensorSpec
 from ._split import run_split
 from ._transports.base import CallOptions, Parameter
-
-_ON_LOOP_ELEMENTS = 4096
-"""Nested lists and strings up to this many elements are converted on the loop; a thousand
-take some 0.1 ms."""
 
 
 class ModelState(enum.Enum):
@@ -173,14 +169,14 @@ class Model:
         finished first, and none begins later.
         """
         self._check_open()
-        limit = self._timeout if isinstance(timeout, UseDefault) else seconds(timeout)
+        limit = self._timeout if timeout is USE_DEFAULT else seconds(timeout)
         options = make_options(request_id, priority, queue_timeout, parameters)
-        clock = asyncio.timeout(limit)
+        clock = self._runtime.limit(limit)
         try:
-            async with clock:
+            with clock:
                 return await self._infer(inputs, outputs, out, options)
         except TimeoutError as error:
-            if isinstance(error, InferTimeout) or not clock.expired():
+            if isinstance(error, InferTimeout) or not clock.has_expired:
                 raise
             raise InferTimeout(
                 f"model {self.name!r}: no result within {limit:g} seconds; {self._engine.pool!r}. "
@@ -194,60 +190,25 @@ class Model:
         out: Mapping[str, Array] | None,
         options: CallOptions,
     ) -> InferResult:
-        spec = self._executor.spec
-        try:
-            return await self._infer_as(spec, inputs, outputs, out, options)
-        except InferenceError as error:
-            # Refused before it ran: the model may have been reloaded with another signature.
-            if error.status() != "StatusCode.INVALID_ARGUMENT" or not await self._has_changed(spec):
-                raise
-        return await self._infer_as(self._executor.spec, inputs, outputs, out, options)
-
-    async def _infer_as(
-        self,
-        spec: ModelSpec,
-        inputs: Mapping[str, object],
-        outputs: Sequence[str] | None,
-        out: Mapping[str, Array] | None,
-        options: CallOptions,
-    ) -> InferResult:
-        wanted = tuple(spec.outputs) if outputs is None else spec.check_output_names(outputs)
-        tensors = await self._check_inputs(spec, inputs)
-        target = None
-        if out is not None:
-            if out.keys() - set(wanted):
-                raise InputError(
-                    f"model {spec.name!r}: out= has {sorted(out)}, the requested outputs are "
-                    f"{sorted(wanted)}"
-                )
-            checked = {name: check_out(spec.name, spec.outputs[name], out[name]) for name in out}
-            target = into(checked, spec.name)
-        call = Call(tensors, wanted, options, target=target, is_owned_by_caller=target is not None)
-        rows = spec.rows_of({tensor.spec.name: tensor.shape for tensor in tensors})
-        if rows is not None and rows > spec.max_batch_size:
-            return await run_split(self._executor, call, rows, slots=self._slots)
-        return await self._executor.run(call)
-
-    async def _check_inputs(self, spec: ModelSpec, inputs: Mapping[str, object]) -> list[Tensor]:
-        if not isinstance(inputs, Mapping):
-            raise InputError(
-                f"model {spec.name!r}: inputs is a mapping from name to value, got "
-                f"{type(inputs).__name__}"
-            )
-        spec.check_input_names(inputs)
-
-        def check() -> list[Tensor]:
-            tensors = [
-                check_input(spec, name, inputs[name]) for name in spec.inputs if name in inputs
-            ]
-            for tensor in tensors:
-                if isinstance(tensor, BytesTensor):
-                    tensor.frame()
-            return tensors
-
-        if max(map(literal_size, inputs.values()), default=0) <= _ON_LOOP_ELEMENTS:
-            return check()
-        return await asyncio.shield(self._runtime.submit(check))
+        executor = self._executor
+        was_refreshed = False
+        while True:
+            spec = executor.spec
+            try:
+                if is_heavy(inputs):
+                    check = partial(check_call, spec, inputs, outputs, out, options)
+                    call = await asyncio.shield(self._runtime.submit(check))
+                else:
+                    call = check_call(spec, inputs, outputs, out, options)
+                if call.rows is not None and call.rows > spec.max_batch_size:
+                    return await run_split(executor, call, call.rows, slots=self._slots)
+                return await executor.run(call)
+            except InferenceError as error:
+                # Refused before it ran: the model may have been reloaded with another signature.
+                is_refused = error.status() == "StatusCode.INVALID_ARGUMENT"
+                if was_refreshed or not is_refused or not await self._has_changed(spec):
+                    raise
+                was_refreshed = True
 
     async def refresh(self) -> None:
         """Fetch the model's metadata and config again, as after it was reloaded.
@@ -288,7 +249,7 @@ class Model:
         chosen = self._shapes if shapes is None and self._shapes is not None else None
         if chosen is None:
             chosen = self._lease_shapes(shapes or {})
-        limit = self._timeout if isinstance(timeout, UseDefault) else seconds(timeout)
+        limit = self._timeout if timeout is USE_DEFAULT else seconds(timeout)
         return Lease(self._executor, chosen, timeout=limit)
 
     def _lease_shapes(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Shape]:
@@ -319,10 +280,15 @@ class Model:
             if shape is None and (tensor.optional or tensor.datatype == BYTES):
                 continue
             shape = shape or tensor.shape_for(rows)
-            if shape is None or not tensor.accepts(shape):
+            if shape is None:
+                raise InputError(
+                    f"model {spec.name!r}, input {name!r}: a lease needs its shape, which varies: "
+                    f"{list(tensor.shape)}; pass shapes={{{name!r}: (...)}}"
+                )
+            if not tensor.accepts(shape):
                 raise InputError(
                     f"model {spec.name!r}, input {name!r}: expected shape {list(tensor.shape)} (-1 "
-                    f"is any), got {'none' if shape is None else list(shape)}"
+                    f"is any), got {list(shape)}"
                 )
             chosen[name] = shape
         return chosen
@@ -351,7 +317,7 @@ class Model:
         Arrays that outlived their lease keep their bytes. Idempotent.
         """
         self._state = ModelState.CLOSED
-        limit = self._timeout if isinstance(timeout, UseDefault) else seconds(timeout)
+        limit = self._timeout if timeout is USE_DEFAULT else seconds(timeout)
         await self._engine.aclose(limit)
         self._closed_hook(self)
 

@@ -43,11 +43,20 @@ async def register(transport: Transport, region: SystemRegion) -> None:
     except ServerError as error:
         problem = _explain(error, region.byte_size)
         if isinstance(problem, ServerUnavailable):
-            try:
-                await transport.unregister_system(region.name, timeout=CALL_TIMEOUT)
-            except ServerError as second:
-                problem.add_note(f"and it could not be unregistered: {second.message}")
+            await _take_back(transport, region, problem)
         raise problem from error
+    except asyncio.CancelledError as error:
+        # The loop is shutting down and cancels even what no caller can.
+        await _take_back(transport, region, error)
+        raise
+
+
+async def _take_back(transport: Transport, region: SystemRegion, why: BaseException) -> None:
+    """Unregister a region that may or may not have been registered."""
+    try:
+        await transport.unregister_system(region.name, timeout=CALL_TIMEOUT)
+    except ServerError as second:
+        why.add_note(f"and it could not be unregistered: {second.message}")
 
 
 async def unregister(transport: Transport, name: str, *, timeout: float) -> None:

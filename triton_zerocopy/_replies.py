@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
 from ._datatypes import BYTES, DTYPES, Array, Shape, byte_size_of, decode_bytes
 from ._errors import InferenceError, InputError
 from ._layout import OutputPlace
+from ._requests import Request
 from ._slots import as_tensor
 from ._specs import TensorSpec
 from ._transports.base import InferReply, OutputReply
 
 Target = Callable[[TensorSpec, Shape], Array | None]
 """Returns the array that an output is copied into, None for a new one."""
+
+_BYTES_COST: Final = 16
+"""Parsing BYTES takes that much longer than copying as many bytes, at least."""
 
 
 @dataclass(slots=True)
@@ -49,27 +54,27 @@ class Received:
         """Parse BYTES out of a copy; returns the array and the bytes it took."""
         return decode_bytes(self.raw.tobytes(), self.shape, exact=self.is_inline)
 
-    def copy(self) -> Array:
-        """Return the tensor in memory of its own."""
+    def copy(self, target: Array | None = None) -> Array:
+        """Return the tensor in memory of its own, in ``target`` if that is given."""
         view = self.view()
+        if target is not None:
+            np.copyto(target, view, casting="equiv")
+            return target
         return view if self.spec.datatype == BYTES else view.copy()
 
+    @property
+    def copy_cost(self) -> int:
+        """About how many bytes of a plain copy take as long as copying this."""
+        return self.raw.nbytes * (_BYTES_COST if self.spec.datatype == BYTES else 1)
 
-def check_reply(
-    model: str,
-    reply: InferReply,
-    places: Sequence[OutputPlace],
-    ready: Sequence[Array | None],
-    room: Callable[[OutputPlace], Array],
-) -> list[Received]:
+
+def check_reply(model: str, reply: InferReply, request: Request) -> list[Received]:
     """Match the outputs of a reply with the places that were asked for.
 
     Args:
         model: name for messages.
         reply: what the server answered.
-        places: the requested outputs, in the order of the request.
-        ready: for each place the array in the slot, where its shape was known before.
-        room: gives the flat bytes of a place in the slot.
+        request: what it answered to.
 
     Raises:
         InferenceError: an output is missing, has another datatype, an impossible shape, or
@@ -77,14 +82,21 @@ def check_reply(
     """
     replied = {output.name: output for output in reply.outputs}
     received = []
-    for place, array in zip(places, ready, strict=True):
+    for place, array in zip(request.outputs, request.ready, strict=True):
         output = replied.get(place.spec.name)
         if output is None:
             raise InferenceError(
                 f"the server answered without output {place.spec.name!r}, it sent {list(replied)}",
                 model=model,
             )
-        received.append(_check_output(model, output, place, array, room))
+        if (
+            array is not None
+            and output.shape == array.shape
+            and output.datatype == place.spec.datatype
+        ):
+            received.append(Received(place.spec, output.shape, array, is_inline=False, ready=array))
+        else:
+            received.append(_check_output(model, output, place, request.room))
     return received
 
 
@@ -92,7 +104,6 @@ def _check_output(
     model: str,
     output: OutputReply,
     place: OutputPlace,
-    array: Array | None,
     room: Callable[[OutputPlace], Array],
 ) -> Received:
     spec = place.spec
@@ -102,8 +113,6 @@ def _check_output(
             model=model,
         )
     if place.offset is not None:
-        if array is not None and output.shape == array.shape:
-            return Received(spec, output.shape, array, is_inline=False, ready=array)
         raw = room(place)
         expected = _check_shape(model, output, limit=raw.nbytes)
         if spec.datatype != BYTES:
@@ -145,16 +154,17 @@ def into(out: dict[str, Array], model: str) -> Target:
     def target(spec: TensorSpec, shape: Shape) -> Array | None:
         array = out.get(spec.name)
         if array is not None and array.shape != shape:
-            raise InputError(
-                f"model {model!r}, out={spec.name!r}: the output has shape {list(shape)}, the "
-                f"array given for it {list(array.shape)}"
+            raise InferenceError(
+                f"the output {spec.name!r} came with shape {list(shape)}, the array given for it "
+                f"in out= has {list(array.shape)}",
+                model=model,
             )
         return array
 
     return target
 
 
-def check_out(model: str, spec: TensorSpec, array: object) -> Array:
+def check_out(model: str, spec: TensorSpec, rows: int | None, array: object) -> Array:
     """Raise InputError unless ``array`` can receive an output as far as is known before."""
     where = f"model {model!r}, out={spec.name!r}"
     if not isinstance(array, np.ndarray):
@@ -163,8 +173,9 @@ def check_out(model: str, spec: TensorSpec, array: object) -> Array:
         raise InputError(f"{where}: expected dtype {spec.dtype}, got {array.dtype}")
     if not array.flags.writeable:
         raise InputError(f"{where}: the array is read-only")
-    if not spec.accepts(array.shape):
+    expected = spec.shape if rows is None else (rows, *spec.shape[1:])
+    if not TensorSpec(spec.name, spec.datatype, expected).accepts(array.shape):
         raise InputError(
-            f"{where}: expected shape {list(spec.shape)} (-1 is any), got {list(array.shape)}"
+            f"{where}: expected shape {list(expected)} (-1 is any), got {list(array.shape)}"
         )
     return array

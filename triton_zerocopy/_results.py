@@ -37,6 +37,9 @@ class LeaseArrays(Mapping[str, Array]):
     def __getitem__(self, name: str) -> Array:
         return self.arrays[name]
 
+    def __setitem__(self, name: str, value: object) -> None:
+        raise TypeError(f"write into the array instead of replacing it: [{name!r}][:] = ...")
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.arrays)
 

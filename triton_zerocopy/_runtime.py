@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import logging
 import os
 import secrets
 from collections.abc import Callable, Coroutine, Mapping
@@ -11,16 +12,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
+from ._deadlines import Deadline, Deadlines
 from ._endings import public_error
 from ._errors import ClientClosed, ForkedClientError, WrongLoopError
 from ._regions.base import Region
 from ._regions.budget import Budget
 from ._regions.system import SystemRegion, new_name
-from ._registration import register, unregister
+from ._registration import CALL_TIMEOUT, register, unregister
 from ._specs import ModelSpec
 from ._transports.base import ServerError, ServerInfo, Transport
 from ._transports.grpc import GrpcTransport
 from ._urls import SslOptions, Target
+
+logger = logging.getLogger("triton_zerocopy")
 
 Result = TypeVar("Result")
 
@@ -98,6 +102,7 @@ class Runtime:
             raise ClientClosed("this client is closed; make a new one")
         else:
             self._loop = loop
+            self._deadlines = Deadlines(loop)
             self.state = RuntimeState.OPEN
 
     @property
@@ -118,6 +123,10 @@ class Runtime:
                 admin_headers=settings.admin_headers,
             )
         return self._transport
+
+    def limit(self, seconds: float | None) -> Deadline:
+        """Return a timeout for the calling task, to be used in ``with``."""
+        return self._deadlines.limit(seconds)
 
     # Questions to the server
 
@@ -208,6 +217,18 @@ class Runtime:
         finally:
             await self.submit(region.free)
 
+    async def abandon(self, region: Region) -> None:
+        """Give up a region that a call still uses: the server may forget it by itself.
+
+        Servers from 2.53 on let go when the call ends; earlier ones keep it registered.
+        """
+        try:
+            await self.transport.unregister_system(region.name, timeout=CALL_TIMEOUT)
+        except ServerError as error:
+            logger.warning("a region stays registered at the server (%s)", error.code)
+        region.abandon()
+        await self.submit(region.free)
+
     def keep(self, region: Region, *, until: float) -> None:
         """Put a region aside until the client closes, and until then at the earliest.
 
@@ -230,6 +251,7 @@ class Runtime:
             ends = [self.dispose(region) for region in self._kept]
             await asyncio.gather(*ends, return_exceptions=True)
             self._kept.clear()
+        self._deadlines.close()
         if self._transport is not None:
             await self._transport.aclose()
         if self._threads is not None:

@@ -71,6 +71,7 @@ class ModelSpec:
     is_decoupled: bool = False
     is_ensemble: bool = False
     platform: str = ""
+    output_names: tuple[str, ...] = ()
     _required: frozenset[str] = field(default=frozenset(), repr=False)
 
     @classmethod
@@ -94,6 +95,7 @@ class ModelSpec:
             version,
             {spec.name: spec for spec in inputs},
             {spec.name: spec for spec in outputs},
+            output_names=tuple(spec.name for spec in outputs),
             _required=frozenset(spec.name for spec in inputs if not spec.optional),
             **rest,
         )

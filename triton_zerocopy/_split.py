@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import numpy as np
 
+from ._calls import Call
 from ._datatypes import BYTES, Array, Shape
 from ._errors import InferenceError
-from ._executor import Call, Executor, gather_all
+from ._executor import Executor, gather_all
 from ._replies import Target
 from ._results import InferResult
 from ._specs import TensorSpec
@@ -38,12 +38,8 @@ async def run_split(executor: Executor, call: Call, rows: int, *, slots: int) ->
             if failed:
                 return
             stop = min(start + size, rows)
-            part = dataclasses.replace(
-                call,
-                tensors=[tensor.rows(start, stop) for tensor in call.tensors],
-                target=whole.part(start, stop),
-                may_queue=may_queue,
-            )
+            part = call.part(start, stop, whole.part(start, stop))
+            part.may_queue = may_queue
             may_queue = True
             try:
                 results.append(await executor.run(part))

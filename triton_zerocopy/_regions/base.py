@@ -272,6 +272,12 @@ class Region(ABC):
     async def __aexit__(self, *exc_info: object) -> None:
         await self.aclose()
 
+    def abandon(self) -> None:
+        """Stop waiting for calls that use the memory; it is to be freed next."""
+        self._state = RegionState.CLOSED
+        if self._closing is not None:
+            self._closing.cancel()
+
     async def _close(self) -> None:
         await self._wait_idle()
         try:

@@ -58,6 +58,8 @@ class SystemRegion(Region):
     ) -> None:
         if byte_size <= 0:
             raise InputError(f"a region has at least 1 byte, got byte_size={byte_size}")
+        if sys.platform != "linux":
+            raise RegionError("shared memory needs Linux; use memory='wire' here")
         name = new_name(owner_id)
         super().__init__(name, byte_size, host)
         self.key = f"/{name}"

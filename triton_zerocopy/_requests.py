@@ -1,0 +1,52 @@
+"""`Request`: one request on one slot, ready to be written and sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ._datatypes import Array, Shape
+from ._inputs import PlacedTensor, Tensor
+from ._layout import OutputPlace
+from ._regions.base import Region
+from ._transports.base import InputRef, MemoryRef
+
+
+@dataclass(slots=True)
+class Request:
+    """A request on one slot, ready to go.
+
+    Attributes:
+        message: the transport's prepared message.
+        shapes: shapes of the inputs, under which output sizes are remembered.
+        writes: inputs that are copied to their arrays in the slot first.
+        byte_size_written: how much that is.
+        inline: inputs that go inside the message, in its order.
+        placed: regions of the caller's that the message refers to.
+        outputs: the requested outputs.
+        ready: for each output its array, where its shape was known before.
+        room: gives the flat bytes of an output's place.
+    """
+
+    message: object
+    shapes: Sequence[Shape]
+    writes: Sequence[tuple[Tensor, Array]]
+    byte_size_written: int
+    inline: Sequence[Tensor]
+    placed: Sequence[Region]
+    outputs: Sequence[OutputPlace]
+    ready: Sequence[Array | None]
+    room: Callable[[OutputPlace], Array]
+
+    def write(self) -> None:
+        """Copy the inputs to their places."""
+        for tensor, array in self.writes:
+            tensor.write(array)
+
+
+def input_ref(tensor: Tensor, memory: MemoryRef | None) -> InputRef:
+    """Return how a message names an input; the caller's own place goes before ``memory``."""
+    if isinstance(tensor, PlacedTensor):
+        source = tensor.source
+        memory = MemoryRef(source.region.name, source.offset, source.byte_size)
+    return InputRef(tensor.spec.name, tensor.spec.datatype, tensor.shape, memory)

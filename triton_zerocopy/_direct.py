@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,8 +11,8 @@ import numpy as np
 from ._datatypes import BYTES, Array, datatype_of, encode_bytes
 from ._endings import Ending, ending_of, outgrown_output, public_error, seen_by_caller
 from ._errors import CapacityError, InputError
-from ._handoff import Handoff
 from ._layout import OutputPlace
+from ._received import Checked
 from ._regions.base import Region, RegionTensor
 from ._replies import check_reply
 from ._requests import Request
@@ -81,7 +82,7 @@ async def infer_direct(
 
 async def _call(runtime: Runtime, message: object, regions: Sequence[Region]) -> InferReply:
     """Send a message; the regions count the call until it is answered, whoever waits."""
-    waiter: Handoff[InferReply] = Handoff(runtime.loop)
+    waiter: asyncio.Future[InferReply] = runtime.loop.create_future()
     begun: list[Region] = []
 
     def end(*, is_ambiguous: bool) -> None:
@@ -90,10 +91,12 @@ async def _call(runtime: Runtime, message: object, regions: Sequence[Region]) ->
 
     def done(reply: InferReply | None, error: BaseException | None) -> None:
         end(is_ambiguous=error is not None and ending_of(error) is Ending.AMBIGUOUS)
+        if waiter.done():
+            return  # the caller left
         if reply is not None:
-            waiter.deliver(reply)
+            waiter.set_result(reply)
         else:
-            waiter.fail(seen_by_caller(error))
+            waiter.set_exception(seen_by_caller(error))
 
     try:
         for region in regions:
@@ -166,8 +169,9 @@ def _result(
         outputs=places,
         ready=[None] * len(places),
         room=room,
+        checked=Checked(),
     )
-    received = check_reply(model_name, reply, request)
+    received = check_reply(model_name, reply, request).outputs
     return InferResult(
         {
             output.spec.name: output.view() if not output.is_inline else output.copy()

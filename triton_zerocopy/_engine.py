@@ -25,7 +25,6 @@ from typing import Final, TypeVar
 
 from ._endings import Ending, ending_of, seen_by_caller
 from ._errors import RegistrationError, ServerUnavailable
-from ._handoff import Handoff
 from ._layout import PAGE, align
 from ._pool import Pool, SlotState
 from ._regions.base import Region
@@ -182,7 +181,7 @@ class Engine:
 
     def call(
         self, slot: Slot, message: object, placed: Sequence[Region] = ()
-    ) -> Handoff[InferReply]:
+    ) -> asyncio.Future[InferReply]:
         """Send a message; the answer is to be awaited.
 
         Args:
@@ -193,7 +192,7 @@ class Engine:
         Awaiting it raises ServerError if the server, or the way to it, answered with an error.
         Cancellation: ends the waiting, not the call.
         """
-        waiter: Handoff[InferReply] = Handoff(self.runtime.loop)
+        waiter: asyncio.Future[InferReply] = self.runtime.loop.create_future()
 
         def done(reply: InferReply | None, error: BaseException | None) -> None:
             self.pool.arrive(slot)
@@ -203,11 +202,12 @@ class Engine:
                 for region in placed:
                     region.end_call(is_ambiguous=False)
             self.unhold(slot)
-            # Last: the caller goes on right here.
+            if waiter.done():
+                return  # the caller left
             if reply is not None:
-                waiter.deliver(reply)
+                waiter.set_result(reply)
             else:
-                waiter.fail(seen_by_caller(error))
+                waiter.set_exception(seen_by_caller(error))
 
         for index, region in enumerate(placed):
             try:

@@ -15,7 +15,8 @@ from ._errors import CapacityError
 from ._inputs import BytesTensor, PlacedTensor, Tensor
 from ._layout import Layout, Want, lay_out, want_output
 from ._output_sizes import OutputSizes
-from ._replies import Received, check_reply
+from ._received import Checked, Received
+from ._replies import check_reply
 from ._requests import Request, input_ref
 from ._results import InferResult
 from ._runtime import ON_LOOP_BYTES
@@ -95,9 +96,9 @@ class Executor:
                     break
                 except ServerError as error:
                     await self.recover(error, slot, request, call.options, tries)
-            received = check_reply(self.spec.name, reply, request)
-            arrays = await self._collect(slot, received, call)
-            self.learn(received, request.shapes)
+            checked = check_reply(self.spec.name, reply, request)
+            arrays = await self._collect(slot, checked, call)
+            self.learn(checked.outputs, request.shapes)
             return result_of(reply, arrays, call.options)
         finally:
             engine.unhold(slot)
@@ -232,16 +233,15 @@ class Executor:
             layout.outputs,
             prepared.outputs,
             slot.room,
+            prepared.checked,
         )
 
     # Answers
 
-    async def _collect(
-        self, slot: Slot, received: Sequence[Received], call: Call
-    ) -> dict[str, Array]:
+    async def _collect(self, slot: Slot, checked: Checked, call: Call) -> dict[str, Array]:
         """Copy the outputs out, all in one go."""
-        target = call.target
-        if target is None and sum(output.copy_cost for output in received) <= ON_LOOP_BYTES:
+        target, received = call.target, checked.outputs
+        if target is None and checked.copy_cost <= ON_LOOP_BYTES:
             return {output.spec.name: output.copy() for output in received}
         copies = [
             (output, None if target is None else target(output.spec, output.shape))
@@ -250,7 +250,7 @@ class Executor:
         return await self.engine.offload(
             slot,
             lambda: {output.spec.name: output.copy(into) for output, into in copies},
-            sum(output.copy_cost for output in received),
+            checked.copy_cost,
             must_finish=call.is_owned_by_caller,
         )
 

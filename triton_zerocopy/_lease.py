@@ -17,16 +17,18 @@ from typing import Self
 
 import numpy as np
 
+from ._arrays import place_array
 from ._datatypes import Array, Shape, byte_size_of
 from ._errors import InferTimeout, InputError, LeaseReleased, RegionBusy
 from ._executor import Executor, Tries, result_of
 from ._inputs import DenseTensor, PlacedTensor, Tensor, check_input
 from ._layout import InputPlace, Layout, OutputPlace
 from ._options import USE_DEFAULT, UseDefault, make_options, seconds
+from ._received import Checked
 from ._replies import check_reply
 from ._requests import Request, input_ref
 from ._results import InferResult, LeaseArrays
-from ._slots import Slot, place_array
+from ._slots import Slot
 from ._transports.base import InferRequest, InputRef, MemoryRef, OutputRef, Parameter, ServerError
 
 
@@ -205,7 +207,7 @@ class Lease:
             ) from error
         finally:
             self._is_calling = False
-        received = check_reply(executor.spec.name, reply, request)
+        received = check_reply(executor.spec.name, reply, request).outputs
         executor.learn(received, request.shapes)
         # The next call is the same, unless an output is to come another way by then.
         self._plain = request if is_plain and not any(o.is_inline for o in received) else None
@@ -307,6 +309,7 @@ class Lease:
             outputs=wanted,
             ready=[place_array(self._root, place) for place in wanted],
             room=self._room,
+            checked=Checked(),
         )
 
     # Outputs

@@ -4,71 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 
-from ._datatypes import BYTES, DTYPES, Array, Shape, byte_size_of, decode_bytes
+from ._datatypes import BYTES, DTYPES, Array, Shape, byte_size_of
 from ._errors import InferenceError, InputError
 from ._layout import OutputPlace
+from ._received import Checked, Received
 from ._requests import Request
-from ._slots import as_tensor
 from ._specs import TensorSpec
 from ._transports.base import InferReply, OutputReply
 
 Target = Callable[[TensorSpec, Shape], Array | None]
 """Returns the array that an output is copied into, None for a new one."""
 
-_BYTES_COST: Final = 16
-"""Parsing BYTES takes that much longer than copying as many bytes, at least."""
 
-
-@dataclass(slots=True)
-class Received:
-    """One output that was checked against what was asked and reserved.
-
-    Attributes:
-        spec: the output.
-        shape: the shape the server gave it.
-        raw: its bytes: a view of the slot's room, or the inline bytes (read-only).
-        is_inline: True if the bytes came with the message.
-        ready: an array of it that was prepared before, if there is one.
-    """
-
-    spec: TensorSpec
-    shape: Shape
-    raw: Array
-    is_inline: bool
-    ready: Array | None = None
-
-    def view(self) -> Array:
-        """Return the tensor without a copy; BYTES are parsed from a private copy."""
-        if self.ready is not None:
-            return self.ready
-        if self.spec.datatype == BYTES:
-            return self.decode()[0]
-        return as_tensor(self.raw, self.spec.dtype, self.shape)
-
-    def decode(self) -> tuple[Array, int]:
-        """Parse BYTES out of a copy; returns the array and the bytes it took."""
-        return decode_bytes(self.raw.tobytes(), self.shape, exact=self.is_inline)
-
-    def copy(self, target: Array | None = None) -> Array:
-        """Return the tensor in memory of its own, in ``target`` if that is given."""
-        view = self.view()
-        if target is not None:
-            np.copyto(target, view, casting="equiv")
-            return target
-        return view if self.spec.datatype == BYTES else view.copy()
-
-    @property
-    def copy_cost(self) -> int:
-        """About how many bytes of a plain copy take as long as copying this."""
-        return self.raw.nbytes * (_BYTES_COST if self.spec.datatype == BYTES else 1)
-
-
-def check_reply(model: str, reply: InferReply, request: Request) -> list[Received]:
+def check_reply(model: str, reply: InferReply, request: Request) -> Checked:
     """Match the outputs of a reply with the places that were asked for.
 
     Args:
@@ -80,6 +31,9 @@ def check_reply(model: str, reply: InferReply, request: Request) -> list[Receive
         InferenceError: an output is missing, has another datatype, an impossible shape, or
             more bytes than there are.
     """
+    checked = request.checked
+    if checked.reply is reply:
+        return checked
     replied = {output.name: output for output in reply.outputs}
     received = []
     for place, array in zip(request.outputs, request.ready, strict=True):
@@ -97,7 +51,10 @@ def check_reply(model: str, reply: InferReply, request: Request) -> list[Receive
             received.append(Received(place.spec, output.shape, array, is_inline=False, ready=array))
         else:
             received.append(_check_output(model, output, place, request.room))
-    return received
+    checked.reply = reply
+    checked.outputs = received
+    checked.copy_cost = sum(output.copy_cost for output in received)
+    return checked
 
 
 def _check_output(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ._datatypes import Array, Shape
 from ._inputs import PlacedTensor, Tensor
 from ._layout import OutputPlace
+from ._received import Checked
 from ._regions.base import Region
 from ._transports.base import InputRef, MemoryRef
 
@@ -26,6 +27,7 @@ class Request:
         outputs: the requested outputs.
         ready: for each output its array, where its shape was known before.
         room: gives the flat bytes of an output's place.
+        checked: the last reply to the same message.
     """
 
     message: object
@@ -37,6 +39,7 @@ class Request:
     outputs: Sequence[OutputPlace]
     ready: Sequence[Array | None]
     room: Callable[[OutputPlace], Array]
+    checked: Checked
 
     def write(self) -> None:
         """Copy the inputs to their places."""

@@ -28,11 +28,13 @@ logger = logging.getLogger("triton_zerocopy")
 
 Result = TypeVar("Result")
 
-ON_LOOP_BYTES: Final = 8 << 20
+ON_LOOP_BYTES: Final = 10 << 20
 """Copies up to this many bytes stay on the loop: at some 10 GB/s they take less than a
 millisecond, while handing one to a thread and back costs 0.1 to 0.2 ms."""
 
-_COPY_THREADS: Final = 4
+_THREADS: Final = max(1, min(4, (os.cpu_count() or 2) - 1))
+"""Threads for copies and the file system: one core is left to the event loop."""
+
 FENCE_TIMEOUT: Final = 30.0  # seconds to wait until a server lets go of a region
 
 
@@ -158,7 +160,7 @@ class Runtime:
     def submit(self, work: Callable[[], Result]) -> asyncio.Future[Result]:
         """Run blocking work in a thread. Cancelling the future does not stop the thread."""
         if self._threads is None:
-            self._threads = ThreadPoolExecutor(_COPY_THREADS, thread_name_prefix="triton_zerocopy")
+            self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="triton_zerocopy")
         return self.loop.run_in_executor(self._threads, work)
 
     async def run_copy(self, copy: Callable[[], Any], byte_size: int) -> Any:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Final
 
-import numpy as np
-
-from ._datatypes import BYTES, Array
+from ._arrays import place_array
+from ._datatypes import Array
 from ._layout import InputPlace, Layout, OutputPlace
 from ._pool import PoolItem
+from ._received import Checked
 from ._regions.system import SystemRegion
 from ._transports.base import InferRequest, InputRef, MemoryRef, OutputRef, Transport
 
@@ -26,11 +26,13 @@ class Prepared:
         message: the transport's prepared message.
         inputs: for each input its array in the slot, flat bytes for BYTES; None if inline.
         outputs: for each output its array in the slot where its shape is known.
+        checked: the last reply to it.
     """
 
     message: object
     inputs: list[Array | None]
     outputs: list[Array | None]
+    checked: Checked = field(default_factory=Checked)
 
 
 class Slot(PoolItem):
@@ -160,20 +162,3 @@ class RequestNames:
 
     model_name: str
     model_version: str
-
-
-def place_array(root: Array | None, place: InputPlace | OutputPlace) -> Array | None:
-    """Return the array of a place inside ``root``; None if inline or of unknown shape."""
-    if root is None or place.offset is None:
-        return None
-    flat = root[place.offset : place.offset + place.byte_size]
-    if place.spec.datatype == BYTES:
-        return flat if isinstance(place, InputPlace) else None
-    if place.shape is None:
-        return None
-    return as_tensor(flat, place.spec.dtype, place.shape)
-
-
-def as_tensor(flat: Array, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
-    """View flat bytes as a tensor."""
-    return flat.view(dtype).reshape(shape)

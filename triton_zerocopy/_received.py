@@ -1,0 +1,78 @@
+"""`Received`: one output that was checked, and the ways to read it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from ._arrays import as_tensor
+from ._datatypes import BYTES, Array, Shape, decode_bytes
+from ._specs import TensorSpec
+from ._transports.base import InferReply
+
+_BYTES_COST: Final = 16
+"""Parsing BYTES takes that much longer than copying as many bytes, at least."""
+
+
+@dataclass(slots=True)
+class Received:
+    """One output that was checked against what was asked and reserved.
+
+    Attributes:
+        spec: the output.
+        shape: the shape the server gave it.
+        raw: its bytes: a view of the slot's room, or the inline bytes (read-only).
+        is_inline: True if the bytes came with the message.
+        ready: an array of it that was prepared before, if there is one.
+    """
+
+    spec: TensorSpec
+    shape: Shape
+    raw: Array
+    is_inline: bool
+    ready: Array | None = None
+
+    def view(self) -> Array:
+        """Return the tensor without a copy; BYTES are parsed from a private copy."""
+        if self.ready is not None:
+            return self.ready
+        if self.spec.datatype == BYTES:
+            return self.decode()[0]
+        return as_tensor(self.raw, self.spec.dtype, self.shape)
+
+    def decode(self) -> tuple[Array, int]:
+        """Parse BYTES out of a copy; returns the array and the bytes it took."""
+        return decode_bytes(self.raw.tobytes(), self.shape, exact=self.is_inline)
+
+    def copy(self, target: Array | None = None) -> Array:
+        """Return the tensor in memory of its own, in ``target`` if that is given."""
+        view = self.view()
+        if target is not None:
+            np.copyto(target, view, casting="equiv")
+            return target
+        return view if self.spec.datatype == BYTES else view.copy()
+
+    @property
+    def copy_cost(self) -> int:
+        """About how many bytes of a plain copy take as long as copying this."""
+        return self.raw.nbytes * (_BYTES_COST if self.spec.datatype == BYTES else 1)
+
+
+@dataclass(slots=True)
+class Checked:
+    """The last reply to a prepared request, and what came of checking it.
+
+    A transport gives the same object for an equal reply, which need not be checked again.
+
+    Attributes:
+        reply: the reply.
+        outputs: the outputs, as `check_reply` returns them.
+        copy_cost: what copying them costs, in bytes of a plain copy.
+    """
+
+    reply: InferReply | None = None
+    outputs: Sequence[Received] = ()
+    copy_cost: int = 0

@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+import trustme
 from models import MODELS
 from support import forget_all, own_files, until
 
@@ -332,6 +333,34 @@ async def test_restricted_shared_memory_needs_admin_headers():
             with pytest.raises(tz.RegistrationError, match="admin_headers"):
                 await client.model("fixed", memory="system")
             assert (await client.model("fixed")).memory == "wire"
+
+
+async def test_tls(tmp_path):
+    authority = trustme.CA()
+    certificate = authority.issue_cert("localhost", "127.0.0.1")
+    files = {"cert": certificate.cert_chain_pems[0], "key": certificate.private_key_pem}
+    for name, pem in files.items():
+        pem.write_to_path(str(tmp_path / name))
+    options = [
+        "--grpc-use-ssl=true",
+        f"--grpc-server-cert={tmp_path / 'cert'}",
+        f"--grpc-server-key={tmp_path / 'key'}",
+    ]
+    trusted = tz.SslOptions(root_certificates=authority.cert_pem.bytes())
+    async with TritonServer(models={"fixed": MODELS["fixed"]}, args=options) as own:
+        url = f"grpcs://{own.grpc_url}"
+        async with tz.Client(url, ssl=trusted) as client, client.model("fixed") as model:
+            np.testing.assert_array_equal((await model.infer({"INPUT0": X}))["OUTPUT0"], X + 1)
+            assert await client.triton.is_server_live()
+        for wrong in (tz.Client(url, timeout=5), tz.Client(own.grpc_url, timeout=5)):
+            async with wrong:
+                with pytest.raises(tz.ServerUnavailable):
+                    await wrong.model("fixed")
+        path = tmp_path / "roots"
+        path.write_bytes(authority.cert_pem.bytes())
+        options = tz.SslOptions(root_certificates=path)
+        async with tz.Client(own.grpc_url, ssl=options) as client:
+            assert await client.is_ready()
 
 
 async def test_unix_sockets(tmp_path):

@@ -16,6 +16,8 @@ from support import forget_all, own_files, until
 
 import triton_zerocopy as tz
 from triton_zerocopy import _memory
+from triton_zerocopy._registration import check_release
+from triton_zerocopy._transports.base import ServerInfo
 from triton_zerocopy.testing import TritonServer
 
 pytestmark = pytest.mark.anyio
@@ -371,6 +373,44 @@ async def test_unix_sockets(tmp_path):
         async with tz.Client(f"unix:{socket_path}") as client, client.model("fixed") as model:
             assert model.memory == "system"
             np.testing.assert_array_equal((await model.infer({"INPUT0": X}))["OUTPUT0"], X + 1)
+
+
+def test_servers_without_a_fence_are_refused():
+    for version, is_refused in [
+        ("2.49.0", True),
+        ("2.50.0", False),
+        ("2.9.1", True),
+        ("3.0.0", False),
+        ("dev", False),
+    ]:
+        info = ServerInfo("triton", version, ())
+        if is_refused:
+            with pytest.raises(tz.RegistrationError, match="memory='wire'"):
+                check_release(info)
+        else:
+            check_release(info)
+
+
+async def test_closing_does_not_wait_for_a_fence_for_ever(server, caplog):
+    """A slot in quarantine whose server never lets go: the close is bounded."""
+    client = tz.Client(server.grpc_url)
+    model = await client.model("slow", slots=1)
+    await model.infer({"INPUT0": np.zeros(16, np.float32)})
+    task = asyncio.create_task(model.infer({"INPUT0": np.full(16, 0.7, np.float32)}))
+    await until(lambda: model.statistics().in_flight == 1)
+    slot = next(iter(model._engine._slots))
+    slot.is_doubtful = True
+    await model._runtime.spawn(asyncio.sleep(0))
+    fence = client._runtime.spawn(client._runtime.dispose(slot.region))
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    await client.aclose(timeout=0.1)
+    assert loop.time() - start < 0.6
+    assert fence.cancelled() or fence.done()
+    with pytest.raises(tz.ServerUnavailable):
+        await task
+    assert own_files() == set()
+    await forget_all(server)
 
 
 async def test_poison_fills_the_outputs_before_each_call(server):

@@ -190,6 +190,34 @@ async def test_a_slot_of_an_ensemble_rests_after_an_error(server, monkeypatch):
     assert await_ready(server)
 
 
+async def test_a_region_of_an_ensemble_error_is_unregistered_at_close_only(server, monkeypatch):
+    """Unregistering it under a branch that still reads it would crash the server."""
+    monkeypatch.setattr(_engine, "ENSEMBLE_REST", 0.2)
+    client = tz.Client(server.grpc_url)
+    model = await client.model("ensemble", slots=1)
+    with pytest.raises(tz.InferenceError, match="never works"):
+        await model.infer({"INPUT0": tensor(0, 1)})
+    await until(lambda: model.statistics().available == 1)
+    (name,) = await registered(client)
+    slot = await model._engine.acquire()
+    await model._engine.fit(slot, 1 << 20)
+    model._engine.unhold(slot)
+    assert len(await registered(client)) == 2, "the slot has a new region, the old one is kept"
+    await model.aclose()
+    await until(lambda: not client._runtime._tasks)
+    assert await registered(client) == {name}
+    with pytest.raises(tz.InferenceError, match="never works"):
+        async with client.model("ensemble", slots=1) as other:
+            await other.infer({"INPUT0": tensor(0, 1)})
+    await until(lambda: not client._runtime._tasks)
+    assert len(await registered(client)) == 2
+    await client.aclose()
+
+
+async def registered(client):
+    return set((await client.triton.get_system_shared_memory_status()).regions)
+
+
 def await_ready(server):
     import urllib.request
 

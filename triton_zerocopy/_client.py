@@ -404,7 +404,7 @@ class Client:
         await asyncio.gather(*ends, return_exceptions=True)
         if self._triton is not None:
             await self._triton.close()
-        await self._runtime.aclose()
+        await self._runtime.aclose(limit)
 
     async def _close_region(self, region: Region, limit: float | None) -> None:
         try:

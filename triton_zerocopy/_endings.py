@@ -91,9 +91,11 @@ def public_error(
 
 
 def seen_by_caller(error: BaseException | None) -> BaseException:
-    """A cancelled call is not a cancelled caller."""
+    """A cancelled call is not a cancelled caller, and gRPC's own errors stay inside."""
+    if isinstance(error, ServerError):
+        return error
     if error is None or isinstance(error, asyncio.CancelledError):
         return ServerError(
             "CANCELLED", "the call was given up when its client or its event loop was closed"
         )
-    return error
+    return ServerError("UNKNOWN", f"the call failed: {error!r}")

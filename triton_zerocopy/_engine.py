@@ -94,7 +94,9 @@ class Engine:
         slot.holds -= 1
         if slot.holds:
             return
-        if slot.is_doubtful and slot.region is not None:
+        if slot.region is None:
+            slot.is_doubtful = False  # nothing of it is shared
+        if slot.is_doubtful:
             self.pool.quarantine(slot)
             self.runtime.spawn(self._fence(slot))
         elif slot.when_arrays_die(lambda: self._arrays_died(slot)):
@@ -153,10 +155,7 @@ class Engine:
     async def _refit(self, slot: Slot, byte_size: int) -> None:
         # Twice as large as before: a slot that grows with its requests does so rarely.
         wanted = max(byte_size, 2 * slot.byte_size, self._largest)
-        old = slot.region
-        if old is not None:
-            slot.attach(None)
-            await self._drop(slot, old)
+        await self._drop(slot)
         slot.attach(await self.runtime.new_region(align(wanted, PAGE)))
         self._largest = max(self._largest, byte_size)
 
@@ -243,24 +242,25 @@ class Engine:
     # Giving up
 
     async def _fence(self, slot: Slot) -> None:
-        region = slot.region
-        assert region is not None
         try:
-            await self._drop(slot, region)
+            await self._drop(slot)
         except (RegistrationError, ServerUnavailable) as error:
             logger.warning(
                 "a slot of %s is given up, its call was never answered: %s", self.pool, error
             )
-            slot.attach(None)
             self.pool.retire(slot)
         else:
-            slot.attach(None)
             slot.is_doubtful = False
             self.pool.restore(slot)
 
-    async def _drop(self, slot: Slot, region: Region) -> None:
-        if slot.rest_until:
-            self.runtime.keep(region, until=slot.rest_until)
+    async def _drop(self, slot: Slot) -> None:
+        """Take the region away from a slot and have the server forget it."""
+        region, rest_until = slot.region, slot.rest_until
+        slot.attach(None)
+        if region is None:
+            return
+        if rest_until:
+            self.runtime.keep(region, until=rest_until)
         else:
             await self.runtime.dispose(region)
 
@@ -289,14 +289,11 @@ class Engine:
 
     def _discard(self, slot: Slot) -> None:
         self._slots.discard(slot)
-        region = slot.region
-        if region is None:
-            return
-        slot.attach(None)
-        self.runtime.spawn(self._discarded(slot, region))
+        if slot.region is not None:
+            self.runtime.spawn(self._discarded(slot))
 
-    async def _discarded(self, slot: Slot, region: Region) -> None:
+    async def _discarded(self, slot: Slot) -> None:
         try:
-            await self._drop(slot, region)
+            await self._drop(slot)
         except (RegistrationError, ServerUnavailable) as error:
             logger.warning("a region of %s could not be unregistered: %s", self.pool, error)

@@ -243,11 +243,23 @@ class Runtime:
 
     # Closing
 
-    async def aclose(self) -> None:
-        """Finish the background work, give up the kept regions, close the channel."""
+    async def aclose(self, timeout: float | None) -> None:
+        """Finish the background work, give up the kept regions, close the channel.
+
+        Args:
+            timeout: seconds for background work that waits for the server to let go of
+                memory; then the memory is unlinked without that.
+        """
         self.state = RuntimeState.CLOSED
+        deadline = None if timeout is None else self.loop.time() + timeout
         while self._tasks:
-            await asyncio.wait(set(self._tasks))
+            left = None if deadline is None else max(0.0, deadline - self.loop.time())
+            _, late = await asyncio.wait(set(self._tasks), timeout=left)
+            for task in late:
+                logger.warning("a region was closed before the server had let go of it")
+                task.cancel()
+            if late:
+                await asyncio.wait(late)
         if self._kept:
             await asyncio.sleep(max(0.0, self._kept_until - self.loop.time()))
             ends = [self.dispose(region) for region in self._kept]

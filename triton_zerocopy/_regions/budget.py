@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 from .._errors import CapacityError
 
 
@@ -13,6 +15,7 @@ class Budget:
         # A dict, because its item deletion is atomic: a finalizer may run in any thread.
         self._sizes: dict[int, int] = {}
         self._next = 0
+        self._lock = threading.Lock()  # for two threads that reserve; never for release
 
     @property
     def bytes_reserved(self) -> int:
@@ -25,6 +28,10 @@ class Budget:
         Raises:
             CapacityError: it would be more than the limit.
         """
+        with self._lock:
+            return self._reserve(byte_size)
+
+    def _reserve(self, byte_size: int) -> int:
         held = self.bytes_reserved
         if self.limit is not None and held + byte_size > self.limit:
             raise CapacityError(

@@ -16,7 +16,8 @@ from hypothesis.stateful import (
 )
 
 from triton_zerocopy._errors import PoolClosed, PoolError, PoolExhausted
-from triton_zerocopy._pool import Pool, PoolItem, SlotState
+from triton_zerocopy._pool import Pool
+from triton_zerocopy._slot_states import PoolItem, SlotState
 
 pytestmark = pytest.mark.anyio
 

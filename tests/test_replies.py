@@ -12,7 +12,8 @@ from triton_zerocopy._replies import check_reply
 from triton_zerocopy._requests import Request
 from triton_zerocopy._specs import TensorSpec
 from triton_zerocopy._transports.base import InferReply, OutputReply
-from triton_zerocopy._transports.grpc import GrpcTransport, _varint
+from triton_zerocopy._transports.grpc import GrpcTransport
+from triton_zerocopy._transports.messages import varint
 from triton_zerocopy._urls import parse_url
 
 ROOM = np.zeros(64, np.uint8)
@@ -131,4 +132,4 @@ async def test_remembered_answers_are_bounded_and_hold_no_tensors():
     ("value", "encoded"), [(0, b"\0"), (127, b"\x7f"), (128, b"\x80\x01"), (300, b"\xac\x02")]
 )
 def test_varints(value, encoded):
-    assert _varint(value) == encoded
+    assert varint(value) == encoded

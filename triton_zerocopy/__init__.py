@@ -31,9 +31,9 @@ from ._errors import (
 )
 from ._lease import Lease
 from ._model import Model
-from ._pool import PoolStatistics
 from ._regions.base import Region, RegionTensor
 from ._results import InferResult
+from ._slot_states import PoolStatistics
 from ._specs import TensorSpec
 from ._urls import SslOptions
 

@@ -10,9 +10,10 @@ import numpy as np
 
 from ._datatypes import Array, Shape
 from ._errors import InputError
-from ._inputs import BytesTensor, PlacedTensor, Tensor, check_input, literal_size
+from ._inputs import check_input, literal_size
 from ._replies import Target, check_out, into
 from ._specs import ModelSpec
+from ._tensors import BytesTensor, PlacedTensor, Tensor
 from ._transports.base import CallOptions
 
 _ON_LOOP_ELEMENTS: Final = 4096

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Self
 
 from ._direct import infer_direct
 from ._errors import InferTimeout, InputError, ServerUnavailable
-from ._memory import MemoryChoice, check_memory
+from ._memory import MemoryChoice
 from ._model import Model
+from ._opening import Opening
 from ._options import USE_DEFAULT, UseDefault, make_options, seconds
 from ._regions.base import Region, RegionTensor
 from ._results import InferResult
-from ._runtime import Runtime, RuntimeState, Settings
+from ._runtime import Runtime, RuntimeState
+from ._settings import check_memory, make_settings
 from ._transports.base import Parameter, ServerError
-from ._urls import SslOptions, parse_url
+from ._urls import SslOptions
 
 if TYPE_CHECKING:
     from tritonclient.grpc.aio import InferenceServerClient
@@ -25,32 +27,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("triton_zerocopy")
 
 _READY_POLL = 0.05  # seconds between two questions whether the server is ready
-
-
-class _Closable(Protocol):
-    async def aclose(self) -> None: ...
-
-
-Resource = TypeVar("Resource", bound=_Closable)
-
-
-class Opening(Generic[Resource]):
-    """Opens a resource: ``await`` it, or use it in ``async with`` to have it closed."""
-
-    def __init__(self, opened: Callable[[], Awaitable[Resource]]) -> None:
-        self._open = opened
-        self._resource: Resource | None = None
-
-    def __await__(self) -> Generator[Any, Any, Resource]:
-        return self._open().__await__()
-
-    async def __aenter__(self) -> Resource:
-        self._resource = await self._open()
-        return self._resource
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        assert self._resource is not None
-        await self._resource.aclose()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,25 +86,14 @@ class Client:
         shm_gid: int | None = None,
         poison: bool = False,
     ) -> None:
-        target = parse_url(url)
-        if max_shm_bytes is not None and max_shm_bytes < 0:
-            raise InputError(f"max_shm_bytes is a number of bytes, got {max_shm_bytes}")
-        if not 0 <= shm_mode <= 0o666 or shm_mode & 0o600 != 0o600:
-            raise InputError(f"shm_mode must let its owner read and write, got {oct(shm_mode)}")
-        if ssl is False and target.is_secure:
-            raise InputError("grpcs:// is TLS, ssl=False is not")
-        options = ssl if isinstance(ssl, SslOptions) else None
-        if options is None and (ssl or target.is_secure):
-            options = SslOptions()
         self._runtime = Runtime(
-            Settings(
+            make_settings(
                 url=url,
-                target=target,
-                memory=check_memory(memory),
-                headers=_check_headers(headers),
-                admin_headers=_check_headers(admin_headers),
-                ssl=options,
-                timeout=seconds(timeout),
+                memory=memory,
+                headers=headers,
+                admin_headers=admin_headers,
+                ssl=ssl,
+                timeout=timeout,
                 max_shm_bytes=max_shm_bytes,
                 shm_mode=shm_mode,
                 shm_gid=shm_gid,
@@ -425,15 +390,3 @@ class Client:
         return (
             self._runtime.settings.timeout if isinstance(timeout, UseDefault) else seconds(timeout)
         )
-
-
-def _check_headers(headers: Mapping[str, str] | None) -> Mapping[str, str]:
-    """Check names and values, without ever repeating a value in a message."""
-    checked = {}
-    for name, value in (headers or {}).items():
-        if not isinstance(name, str) or not name or not name.isascii() or not name.isprintable():
-            raise InputError(f"a header's name is printable ASCII, got {name!r}")
-        if not isinstance(value, str) or not value.isascii() or not value.isprintable():
-            raise InputError(f"the value of header {name!r} is not printable ASCII")
-        checked[name.lower()] = value
-    return checked

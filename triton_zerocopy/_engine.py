@@ -26,9 +26,10 @@ from typing import Final, TypeVar
 from ._endings import Ending, ending_of, seen_by_caller
 from ._errors import RegistrationError, ServerUnavailable
 from ._layout import PAGE, align
-from ._pool import Pool, SlotState
+from ._pool import Pool
 from ._regions.base import Region
 from ._runtime import ON_LOOP_BYTES, Runtime
+from ._slot_states import SlotState
 from ._slots import Slot
 from ._transports.base import InferReply
 

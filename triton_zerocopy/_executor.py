@@ -12,7 +12,6 @@ from ._datatypes import Array, Shape, byte_size_of
 from ._endings import Ending, ending_of, outgrown_output, public_error
 from ._engine import Engine
 from ._errors import CapacityError
-from ._inputs import BytesTensor, PlacedTensor, Tensor
 from ._layout import Layout, Want, lay_out, want_output
 from ._output_sizes import OutputSizes
 from ._received import Checked, Received
@@ -22,6 +21,7 @@ from ._results import InferResult
 from ._runtime import ON_LOOP_BYTES
 from ._slots import RequestNames, Slot
 from ._specs import ModelSpec
+from ._tensors import BytesTensor, PlacedTensor, Tensor
 from ._transports.base import DEFAULT_OPTIONS, CallOptions, InferReply, ServerError
 
 _REMEMBERED: Final = 256

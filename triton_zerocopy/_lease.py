@@ -21,7 +21,7 @@ from ._arrays import place_array
 from ._datatypes import Array, Shape, byte_size_of
 from ._errors import InferTimeout, InputError, LeaseReleased, RegionBusy
 from ._executor import Executor, Tries, result_of
-from ._inputs import DenseTensor, PlacedTensor, Tensor, check_input
+from ._inputs import check_input
 from ._layout import InputPlace, Layout, OutputPlace
 from ._options import USE_DEFAULT, UseDefault, make_options, seconds
 from ._received import Checked
@@ -29,6 +29,7 @@ from ._replies import check_reply
 from ._requests import Request, input_ref
 from ._results import InferResult, LeaseArrays
 from ._slots import Slot
+from ._tensors import DenseTensor, PlacedTensor, Tensor
 from ._transports.base import InferRequest, InputRef, MemoryRef, OutputRef, Parameter, ServerError
 
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import Final
 
-from ._errors import InputError, RegionError, RegistrationError
+from ._errors import RegionError, RegistrationError
 from ._registration import check_release
 from ._runtime import Runtime
 from ._transports.base import ServerInfo
@@ -14,18 +14,8 @@ from ._urls import count_servers
 
 logger = logging.getLogger("triton_zerocopy")
 
-MEMORIES: Final = ("auto", "system", "wire")
 _PROBE_BYTES: Final = 4096
 _DECISIVE: Final = (RegistrationError, RegionError)
-
-
-def check_memory(memory: str) -> str:
-    """Raise InputError for a memory that this version does not know."""
-    if isinstance(memory, str) and memory.startswith("cuda"):
-        raise InputError(f"memory={memory!r}: CUDA memory is not built into this version yet")
-    if memory not in MEMORIES:
-        raise InputError(f"memory is one of {', '.join(map(repr, MEMORIES))}, got {memory!r}")
-    return memory
 
 
 class MemoryChoice:

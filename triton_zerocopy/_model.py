@@ -10,16 +10,16 @@ from types import MappingProxyType
 from typing import Self
 
 from ._calls import check_call, is_heavy
-from ._datatypes import BYTES, Array, Shape
+from ._datatypes import Array
 from ._engine import Engine
-from ._errors import InferenceError, InferTimeout, InputError, PoolClosed
+from ._errors import InferenceError, InferTimeout, PoolClosed
 from ._executor import Executor, gather_all
 from ._lease import Lease
 from ._options import USE_DEFAULT, UseDefault, make_options, seconds
 from ._output_sizes import OutputSizes
-from ._pool import PoolStatistics
 from ._results import InferResult
 from ._runtime import Runtime
+from ._slot_states import PoolStatistics
 from ._specs import ModelSpec, TensorSpec
 from ._split import run_split
 from ._transports.base import CallOptions, Parameter
@@ -72,7 +72,7 @@ class Model:
             sizes=OutputSizes(output_bytes),
             is_repeatable=is_repeatable,
         )
-        self._shapes = None if shapes is None else self._lease_shapes(shapes)
+        self._shapes = None if shapes is None else spec.lease_shapes(shapes)
 
     def __repr__(self) -> str:
         spec = self._executor.spec
@@ -248,50 +248,9 @@ class Model:
         self._check_open()
         chosen = self._shapes if shapes is None and self._shapes is not None else None
         if chosen is None:
-            chosen = self._lease_shapes(shapes or {})
+            chosen = self._executor.spec.lease_shapes(shapes or {})
         limit = self._timeout if timeout is USE_DEFAULT else seconds(timeout)
         return Lease(self._executor, chosen, timeout=limit)
-
-    def _lease_shapes(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Shape]:
-        spec = self._executor.spec
-        for name in shapes:
-            if name not in spec.inputs:
-                raise InputError(
-                    f"model {spec.name!r}: unknown input {name!r} in shapes; its inputs are "
-                    f"{sorted(spec.inputs)}"
-                )
-            if spec.inputs[name].datatype == BYTES:
-                raise InputError(
-                    f"model {spec.name!r}, input {name!r}: BYTES have no fixed size; give them to "
-                    "infer(inputs) instead of leasing them"
-                )
-        given = {name: tuple(int(size) for size in shape) for name, shape in shapes.items()}
-        rows = spec.rows_of(given) if given else None
-        if rows is None and spec.max_batch_size:
-            rows = spec.max_batch_size
-        if rows is not None and rows > spec.max_batch_size:
-            raise InputError(
-                f"model {spec.name!r}: a lease has at most {spec.max_batch_size} rows "
-                f"(max_batch_size), got {rows}"
-            )
-        chosen: dict[str, Shape] = {}
-        for name, tensor in spec.inputs.items():
-            shape = given.get(name)
-            if shape is None and (tensor.optional or tensor.datatype == BYTES):
-                continue
-            shape = shape or tensor.shape_for(rows)
-            if shape is None:
-                raise InputError(
-                    f"model {spec.name!r}, input {name!r}: a lease needs its shape, which varies: "
-                    f"{list(tensor.shape)}; pass shapes={{{name!r}: (...)}}"
-                )
-            if not tensor.accepts(shape):
-                raise InputError(
-                    f"model {spec.name!r}, input {name!r}: expected shape {list(tensor.shape)} (-1 "
-                    f"is any), got {list(shape)}"
-                )
-            chosen[name] = shape
-        return chosen
 
     # Opening and closing
 

@@ -13,64 +13,16 @@ too many is discarded when it comes back.
 from __future__ import annotations
 
 import asyncio
-import enum
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 from ._errors import PoolClosed, PoolError, PoolExhausted
-
-
-class SlotState(enum.Enum):
-    """Where an item is in its life."""
-
-    FREE = "free"
-    LEASED = "leased"
-    IN_FLIGHT = "in flight"
-    PARKED = "parked"
-    QUARANTINED = "quarantined"
-    RETIRED = "retired"
-
+from ._slot_states import PoolItem, PoolStatistics, SlotState
 
 _USED: Final = (SlotState.LEASED, SlotState.IN_FLIGHT)
 _IN_USE: Final = (*_USED, SlotState.QUARANTINED)
 _ANY: Final = (*_IN_USE, SlotState.FREE, SlotState.PARKED)
-
-
-class PoolItem:
-    """Base of what a pool hands out; the state is the pool's to change."""
-
-    __slots__ = ("state",)
-
-    def __init__(self) -> None:
-        self.state = SlotState.FREE
-
-
-@dataclass(frozen=True, slots=True)
-class PoolStatistics:
-    """A picture of a pool.
-
-    Attributes:
-        capacity: how many slots may be in use at a time.
-        available: how many more could be taken now.
-        in_use: slots that are leased or in flight.
-        in_flight: slots among them whose call is with the server.
-        parked: slots kept for arrays that outlived their lease.
-        quarantined: slots whose call ended without proof that the server let go.
-        retired: slots given up since the pool was made.
-        waiting: callers that wait for a slot.
-    """
-
-    capacity: int
-    available: int
-    in_use: int
-    in_flight: int
-    parked: int
-    quarantined: int
-    retired: int
-    waiting: int
-
 
 T = TypeVar("T", bound=PoolItem)
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ._datatypes import Array, Shape
-from ._inputs import PlacedTensor, Tensor
 from ._layout import OutputPlace
 from ._received import Checked
 from ._regions.base import Region
+from ._tensors import PlacedTensor, Tensor
 from ._transports.base import InputRef, MemoryRef
 
 

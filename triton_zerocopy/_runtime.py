@@ -7,9 +7,8 @@ import enum
 import logging
 import os
 import secrets
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from ._deadlines import Deadline, Deadlines
@@ -19,10 +18,10 @@ from ._regions.base import Region
 from ._regions.budget import Budget
 from ._regions.system import SystemRegion, new_name
 from ._registration import CALL_TIMEOUT, register, unregister
+from ._settings import Settings
 from ._specs import ModelSpec
 from ._transports.base import ServerError, ServerInfo, Transport
 from ._transports.grpc import GrpcTransport
-from ._urls import SslOptions, Target
 
 logger = logging.getLogger("triton_zerocopy")
 
@@ -36,23 +35,6 @@ _THREADS: Final = max(1, min(4, (os.cpu_count() or 2) - 1))
 """Threads for copies and the file system: one core is left to the event loop."""
 
 FENCE_TIMEOUT: Final = 30.0  # seconds to wait until a server lets go of a region
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Settings:
-    """What the user said about a client. Never printed: headers are credentials."""
-
-    url: str
-    target: Target
-    memory: str
-    headers: Mapping[str, str]
-    admin_headers: Mapping[str, str]
-    ssl: SslOptions | None
-    timeout: float | None
-    max_shm_bytes: int | None
-    shm_mode: int
-    shm_gid: int | None
-    poison: bool
 
 
 class RuntimeState(enum.Enum):

@@ -10,9 +10,9 @@ from typing import Final
 from ._arrays import place_array
 from ._datatypes import Array
 from ._layout import InputPlace, Layout, OutputPlace
-from ._pool import PoolItem
 from ._received import Checked
 from ._regions.system import SystemRegion
+from ._slot_states import PoolItem
 from ._transports.base import InferRequest, InputRef, MemoryRef, OutputRef, Transport
 
 _REMEMBERED: Final = 64

@@ -144,3 +144,48 @@ class ModelSpec:
         if count < 1:
             raise InputError(f"model {self.name!r}: a batch has at least one row, got {count}")
         return count
+
+    def lease_shapes(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Shape]:
+        """Return the full shapes of all inputs that a lease has, given some of them.
+
+        Raises:
+            InputError: a shape does not fit, or one is needed and not given.
+        """
+        for name in shapes:
+            if name not in self.inputs:
+                raise InputError(
+                    f"model {self.name!r}: unknown input {name!r} in shapes; its inputs are "
+                    f"{sorted(self.inputs)}"
+                )
+            if self.inputs[name].datatype == BYTES:
+                raise InputError(
+                    f"model {self.name!r}, input {name!r}: BYTES have no fixed size; give them to "
+                    "infer(inputs) instead of leasing them"
+                )
+        given = {name: tuple(int(size) for size in shape) for name, shape in shapes.items()}
+        rows = self.rows_of(given) if given else None
+        if rows is None and self.max_batch_size:
+            rows = self.max_batch_size
+        if rows is not None and rows > self.max_batch_size:
+            raise InputError(
+                f"model {self.name!r}: a lease has at most {self.max_batch_size} rows "
+                f"(max_batch_size), got {rows}"
+            )
+        chosen: dict[str, Shape] = {}
+        for name, tensor in self.inputs.items():
+            shape = given.get(name)
+            if shape is None and (tensor.optional or tensor.datatype == BYTES):
+                continue
+            shape = shape or tensor.shape_for(rows)
+            if shape is None:
+                raise InputError(
+                    f"model {self.name!r}, input {name!r}: a lease needs its shape, which varies: "
+                    f"{list(tensor.shape)}; pass shapes={{{name!r}: (...)}}"
+                )
+            if not tensor.accepts(shape):
+                raise InputError(
+                    f"model {self.name!r}, input {name!r}: expected shape {list(tensor.shape)} (-1 "
+                    f"is any), got {list(shape)}"
+                )
+            chosen[name] = shape
+        return chosen

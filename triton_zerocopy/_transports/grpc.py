@@ -3,10 +3,6 @@
 An infer call is driven without a task of its own: grpc.aio already runs each call in a
 task, so waiting for that task through callbacks costs less than a second task with a
 shield around it, and nobody's cancel can reach it.
-
-A message is put together from serialised parts. Protocol Buffers define that parsing
-concatenated messages merges them ("Last One Wins" and repeated fields append, Encoding,
-protobuf.dev), so the constant part is serialised once and only what changes is added.
 """
 
 from __future__ import annotations
@@ -19,26 +15,14 @@ import grpc
 import grpc.aio
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from .._errors import InputError
-from .._specs import ModelSpec, TensorSpec
+from .._specs import ModelSpec
 from .._urls import SslOptions, Target
-from .base import (
-    DEFAULT_OPTIONS,
-    CallOptions,
-    Done,
-    InferReply,
-    InferRequest,
-    MemoryRef,
-    OutputReply,
-    Parameter,
-    ServerError,
-    ServerInfo,
-)
+from . import messages
+from .base import CallOptions, Done, InferReply, InferRequest, ServerError, ServerInfo
 
-_MAX_MESSAGE: Final = 2**31 - 1  # gRPC's own limit, an int32
 _CHANNEL_OPTIONS: Final = (
-    ("grpc.max_send_message_length", _MAX_MESSAGE),
-    ("grpc.max_receive_message_length", _MAX_MESSAGE),
+    ("grpc.max_send_message_length", messages.MAX_MESSAGE),
+    ("grpc.max_receive_message_length", messages.MAX_MESSAGE),
     # gRPC's defaults (1 s, growing to 120 s) leave a restarted server unused for half a minute.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
@@ -49,7 +33,6 @@ _CHANNEL_OPTIONS: Final = (
 _INFER_METHOD: Final = "/inference.GRPCInferenceService/ModelInfer"
 _SMALL_ANSWER: Final = 1024  # bytes
 _REMEMBERED: Final = 256
-_RAW_INPUT_TAG: Final = b"\x3a"  # field 7 (raw_input_contents), wire type 2
 
 _pb: Any = service_pb2  # generated at import, so type checkers see nothing in it
 
@@ -91,38 +74,13 @@ class GrpcTransport:
     # Inference
 
     def prepare(self, request: InferRequest) -> bytes:
-        """Serialise all that stays the same of a request."""
-        message = _pb.ModelInferRequest(
-            model_name=request.model_name, model_version=request.model_version
-        )
-        for tensor in request.inputs:
-            entry = message.inputs.add(
-                name=tensor.name, datatype=tensor.datatype, shape=tensor.shape
-            )
-            _place(entry.parameters, tensor.memory)
-        for output in request.outputs:
-            _place(message.outputs.add(name=output.name).parameters, output.memory)
-        serialized: bytes = message.SerializeToString()
-        return serialized
+        return messages.prepare(request)
 
     def compose(
         self, prepared: object, payloads: Sequence[memoryview], options: CallOptions
     ) -> bytes:
         assert isinstance(prepared, bytes)
-        if not payloads and options is DEFAULT_OPTIONS:
-            return prepared
-        parts: list[bytes | memoryview] = [prepared]
-        if options is not DEFAULT_OPTIONS:
-            parts.append(_serialize_options(options))
-        size = sum(map(len, parts)) + sum(len(payload) for payload in payloads)
-        if size > _MAX_MESSAGE - 64 * len(payloads):
-            raise InputError(
-                f"the request is {size} bytes, gRPC takes {_MAX_MESSAGE}; use shared memory "
-                "or smaller batches",
-            )
-        for payload in payloads:
-            parts += (_RAW_INPUT_TAG, _varint(len(payload)), payload)
-        return b"".join(parts)
+        return messages.compose(prepared, payloads, options)
 
     def infer(self, message: object, done: Done) -> None:
         _Flight(self._infer(message, metadata=self._headers), self._parse, done)
@@ -131,8 +89,7 @@ class GrpcTransport:
         """Parse an answer; one without tensor bytes mostly is the same as the one before."""
         reply = self._replies.get(answer)
         if reply is None:
-            response = _pb.ModelInferResponse.FromString(answer)
-            reply = _reply(response)
+            reply = messages.parse_reply(answer)
             if len(answer) <= _SMALL_ANSWER and not any(output.data for output in reply.outputs):
                 if len(self._replies) >= _REMEMBERED:
                     self._replies.clear()
@@ -160,18 +117,7 @@ class GrpcTransport:
             _pb.ModelConfigRequest(name=name, version=version),
             timeout,
         )
-        config = answer.config
-        optional = {entry.name for entry in config.input if entry.optional}
-        return ModelSpec.make(
-            name,
-            version,
-            [_tensor_spec(entry, optional) for entry in metadata.inputs],
-            [_tensor_spec(entry) for entry in metadata.outputs],
-            max_batch_size=config.max_batch_size,
-            is_decoupled=config.model_transaction_policy.decoupled,
-            is_ensemble=config.platform == "ensemble" or config.HasField("ensemble_scheduling"),
-            platform=metadata.platform,
-        )
+        return messages.model_spec(name, version, metadata, answer.config)
 
     async def register_system(
         self, name: str, key: str, byte_size: int, *, timeout: float | None
@@ -255,81 +201,6 @@ def channel_credentials(ssl: SslOptions) -> grpc.ChannelCredentials:
         private_key=ssl.read(ssl.private_key),
         certificate_chain=ssl.read(ssl.certificate_chain),
     )
-
-
-def _place(parameters: Any, memory: MemoryRef | None) -> None:
-    if memory is None:
-        return
-    parameters["shared_memory_region"].string_param = memory.region
-    parameters["shared_memory_byte_size"].int64_param = memory.byte_size
-    if memory.offset:
-        parameters["shared_memory_offset"].int64_param = memory.offset
-
-
-def _serialize_options(options: CallOptions) -> bytes:
-    message = _pb.ModelInferRequest(id=options.request_id)
-    parameters = message.parameters
-    if options.priority:
-        parameters["priority"].uint64_param = options.priority
-    if options.queue_timeout is not None:
-        parameters["timeout"].int64_param = options.queue_timeout
-    for name, value in options.parameters.items():
-        match value:
-            case bool():
-                parameters[name].bool_param = value
-            case int():
-                parameters[name].int64_param = value
-            case float():
-                parameters[name].double_param = value
-            case _:
-                parameters[name].string_param = value
-    serialized: bytes = message.SerializeToString()
-    return serialized
-
-
-def _varint(value: int) -> bytes:
-    """Encode a non-negative integer as a base-128 varint (Encoding, protobuf.dev)."""
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
-
-
-def _tensor_spec(entry: Any, optional: set[str] | None = None) -> TensorSpec:
-    return TensorSpec(
-        entry.name, entry.datatype, tuple(entry.shape), entry.name in (optional or ())
-    )
-
-
-def _reply(response: Any) -> InferReply:
-    raw = response.raw_output_contents
-    count = len(raw)
-    return InferReply(
-        response.model_name,
-        response.model_version,
-        response.id,
-        _parameters(response.parameters) if response.parameters else {},
-        [
-            OutputReply(
-                output.name,
-                output.datatype,
-                tuple(output.shape),
-                # Index-aligned: an output in shared memory has an empty entry.
-                raw[index] if index < count else b"",
-            )
-            for index, output in enumerate(response.outputs)
-        ],
-    )
-
-
-def _parameters(parameters: Any) -> dict[str, Parameter]:
-    return {
-        name: getattr(value, kind)
-        for name, value in parameters.items()
-        if (kind := value.WhichOneof("parameter_choice")) is not None
-    }
 
 
 def _server_error(error: Any) -> ServerError:

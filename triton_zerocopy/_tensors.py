@@ -1,0 +1,155 @@
+"""The inputs of a request after checking: where their bytes come from, and how to copy them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from ._datatypes import BYTES, Array, Shape, byte_size_of, encode_bytes
+from ._errors import InputError
+from ._regions.base import RegionTensor
+from ._specs import TensorSpec
+
+
+class Tensor(Protocol):
+    """One checked input of one request."""
+
+    @property
+    def spec(self) -> TensorSpec: ...
+    @property
+    def shape(self) -> Shape: ...
+    @property
+    def byte_size(self) -> int:
+        """Exact bytes on the server's side."""
+        ...
+
+    def write(self, target: Array) -> None:
+        """Copy into ``target``: this shape and dtype, or flat uint8 for BYTES."""
+        ...
+
+    def payload(self) -> memoryview:
+        """The bytes as they go inline into a message."""
+        ...
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """The part of a batch from row ``start`` to before row ``stop``."""
+        ...
+
+
+@dataclass(slots=True)
+class DenseTensor:
+    """An array of fixed-size items, in any layout and byte order."""
+
+    spec: TensorSpec
+    array: Array
+    shape: Shape
+    byte_size: int
+
+    def write(self, target: Array) -> None:
+        np.copyto(target, self.array, casting="equiv")
+
+    def payload(self) -> memoryview:
+        native = np.ascontiguousarray(self.array, dtype=self.spec.dtype)
+        return native.reshape(-1).view(np.uint8).data
+
+    @classmethod
+    def of(cls, spec: TensorSpec, array: Array) -> DenseTensor:
+        """Return the tensor of an array that was checked."""
+        return cls(spec, array, array.shape, array.nbytes)
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        return DenseTensor.of(self.spec, self.array[start:stop])
+
+
+@dataclass(slots=True)
+class RowsTensor:
+    """Rows that lie apart: each is copied to its place, they are never stacked first."""
+
+    spec: TensorSpec
+    arrays: Sequence[Array]
+    shape: Shape
+    byte_size: int
+
+    def write(self, target: Array) -> None:
+        for place, row in zip(target, self.arrays, strict=True):
+            np.copyto(place, row, casting="equiv")
+
+    def payload(self) -> memoryview:
+        stacked = np.empty(self.shape, self.spec.dtype)
+        self.write(stacked)
+        return stacked.reshape(-1).view(np.uint8).data
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        part = self.arrays[start:stop]
+        shape = (len(part), *self.shape[1:])
+        return RowsTensor(self.spec, part, shape, byte_size_of(shape, self.spec.datatype))
+
+
+class BytesTensor:
+    """A BYTES tensor; it is framed once, when its bytes or their number are needed."""
+
+    __slots__ = ("_framed", "array", "shape", "spec")
+
+    def __init__(self, spec: TensorSpec, array: Array) -> None:
+        self.spec = spec
+        self.array = array
+        self.shape: Shape = array.shape
+        self._framed: bytes | None = None
+
+    def frame(self) -> bytes:
+        """Return the framed elements. Raises InputError for other things than strings."""
+        if self._framed is None:
+            try:
+                self._framed = encode_bytes(self.array)
+            except InputError as error:
+                raise InputError(f"input {self.spec.name!r}: {error}") from None
+        return self._framed
+
+    @property
+    def byte_size(self) -> int:
+        return len(self.frame())
+
+    def write(self, target: Array) -> None:
+        target[:] = np.frombuffer(self.frame(), np.uint8)
+
+    def payload(self) -> memoryview:
+        return memoryview(self.frame())
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        return BytesTensor(self.spec, self.array[start:stop])
+
+
+@dataclass(slots=True)
+class PlacedTensor:
+    """A tensor that is in a registered region of the caller's already."""
+
+    spec: TensorSpec
+    source: RegionTensor
+    shape: Shape
+    byte_size: int
+
+    def write(self, target: Array) -> None:
+        raise NotImplementedError("a placed tensor is never copied")
+
+    def payload(self) -> memoryview:
+        raise NotImplementedError("a placed tensor is never sent inline")
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        if self.spec.datatype == BYTES:
+            raise InputError(
+                f"input {self.spec.name!r}: a BYTES tensor in a region cannot be split into "
+                "batches; send at most max_batch_size rows"
+            )
+        shape = (stop - start, *self.shape[1:])
+        row = self.byte_size // self.shape[0]
+        part = RegionTensor(
+            self.source.region,
+            shape,
+            self.source.datatype,
+            self.source.offset + start * row,
+            (stop - start) * row,
+        )
+        return PlacedTensor(self.spec, part, shape, part.byte_size)

@@ -6,7 +6,9 @@ import time
 
 import numpy as np
 
-from triton_zerocopy.testing import PythonModel, RawModel
+from triton_zerocopy.testing import ModelLoadError, PythonModel, RawModel, ServableModel
+from triton_zerocopy.testing._interpreter import find_interpreter
+from triton_zerocopy.testing._runtime import is_provisioned_by_us
 
 NUMERIC = [
     "BOOL",
@@ -50,6 +52,19 @@ def shout(TEXT):
 
 def count(N):
     return np.arange(int(N[0]), dtype=np.float32)
+
+
+def runs(N, state={"runs": 0}):  # noqa: B006 # a model that remembers
+    """Tell how often it has run, and N values."""
+    state["runs"] += 1
+    return {
+        "RUNS": np.array([state["runs"]], np.int32),
+        "OUTPUT0": np.arange(int(N[0]), dtype=np.float32),
+    }
+
+
+def add_if_there(A, B=None):
+    return A if B is None else A + B
 
 
 def fail(INPUT0):
@@ -114,58 +129,28 @@ MODELS = {
     ),
 }
 
-OPTIONAL = """
-backend: "python"
-input [ { name: "A" data_type: TYPE_FP32 dims: [ 4 ] },
-        { name: "B" data_type: TYPE_FP32 dims: [ 4 ] optional: true } ]
-output [ { name: "OUTPUT0" data_type: TYPE_FP32 dims: [ 4 ] } ]
-instance_group [ { kind: KIND_CPU } ]
-"""
+MODELS["runs"] = PythonModel(
+    runs, inputs={"N": ("INT32", [1])}, outputs={"RUNS": ("INT32", [1]), "OUTPUT0": FP32}
+)
 
-OPTIONAL_SOURCE = """
-import triton_python_backend_utils as pb_utils
 
-class TritonPythonModel:
-    def execute(self, requests):
-        responses = []
-        for request in requests:
-            values = [tensor.as_numpy() for tensor in request.inputs()]
-            total = values[0] if len(values) == 1 else values[0] + values[1]
-            responses.append(pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT0", total)]))
-        return responses
-"""
+class Optional(ServableModel):
+    """Another model, of which one input may be left out."""
 
-MODELS["optional"] = PythonModel.from_source(OPTIONAL_SOURCE, config_pbtxt=OPTIONAL)
+    def __init__(self, model, name):
+        self._model = model
+        self._name = name
 
-RUNS = """
-import numpy as np
-import triton_python_backend_utils as pb_utils
+    def files(self, name, *, dlpack_only=False):
+        files = dict(self._model.files(name, dlpack_only=dlpack_only))
+        before = f'name: "{self._name}"'
+        files["config.pbtxt"] = files["config.pbtxt"].replace(before, f"{before} optional: true")
+        return files
 
-class TritonPythonModel:
-    def initialize(self, args):
-        self.runs = 0
 
-    def execute(self, requests):
-        responses = []
-        for request in requests:
-            self.runs += 1
-            size = int(pb_utils.get_input_tensor_by_name(request, "N").as_numpy()[0])
-            tensors = [
-                pb_utils.Tensor("RUNS", np.array([self.runs], np.int32)),
-                pb_utils.Tensor("OUTPUT0", np.arange(size, dtype=np.float32)),
-            ]
-            responses.append(pb_utils.InferenceResponse(tensors))
-        return responses
-"""
-MODELS["runs"] = PythonModel.from_source(
-    RUNS,
-    config_pbtxt="""
-backend: "python"
-input [ { name: "N" data_type: TYPE_INT32 dims: [ 1 ] } ]
-output [ { name: "RUNS" data_type: TYPE_INT32 dims: [ 1 ] },
-         { name: "OUTPUT0" data_type: TYPE_FP32 dims: [ -1 ] } ]
-instance_group [ { kind: KIND_CPU } ]
-""",
+FOUR = ("FP32", [4])
+MODELS["optional"] = Optional(
+    PythonModel(add_if_there, inputs={"A": FOUR, "B": FOUR}, outputs={"OUTPUT0": FOUR}), "B"
 )
 
 MODELS["queued"] = PythonModel(
@@ -200,3 +185,16 @@ ensemble_scheduling {
 }
 """
 MODELS["ensemble"] = RawModel(ENSEMBLE)
+
+
+def has_strings():
+    """Tell whether the server here takes BYTES; not if there is only a Python 3.13 for it."""
+    return not (is_provisioned_by_us() and find_interpreter().dlpack_only)
+
+
+if not has_strings():
+    for _name, _model in list(MODELS.items()):
+        try:
+            _model.files(_name, dlpack_only=True)
+        except ModelLoadError:
+            del MODELS[_name]

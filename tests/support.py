@@ -6,9 +6,16 @@ import asyncio
 import sys
 from pathlib import Path
 
+import pytest
+from models import has_strings
+
 import triton_zerocopy as tz
 
 SHM = Path("/dev/shm")
+
+needs_strings = pytest.mark.skipif(
+    not has_strings(), reason="the server's Python is 3.13, on which it cannot take BYTES"
+)
 _created = set()
 
 

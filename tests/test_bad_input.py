@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from support import needs_strings
 
 import triton_zerocopy as tz
 
@@ -146,12 +147,17 @@ async def test_leases(server):
                     await lease.infer(**options)
             lease.inputs["INPUT0"][:] = X
             np.testing.assert_array_equal((await lease.infer())["OUTPUT0"], X + 1)
-        strings = await client.model("shout")
-        with pytest.raises(tz.InputError, match="BYTES"):
-            strings.lease({"TEXT": (1, 1)})
         rows = await client.model("rows")
         with pytest.raises(tz.InputError, match="at most 4 rows"):
             rows.lease({"INPUT0": (5, 3)})
+
+
+@needs_strings
+async def test_strings_cannot_be_leased(server):
+    async with tz.Client(server.grpc_url) as client:
+        strings = await client.model("shout")
+        with pytest.raises(tz.InputError, match="BYTES"):
+            strings.lease({"TEXT": (1, 1)})
 
 
 async def test_models(server):

@@ -254,6 +254,16 @@ async def test_a_reloaded_model_is_noticed(tmp_path):
                 np.testing.assert_array_equal(result["OUTPUT0"], X[:3] + 1)
 
 
+async def test_names_of_regions_reach_no_error(server):
+    """Whoever knows one may read the tensors in it."""
+    async with tz.Client(server.grpc_url) as client, client.region(64) as region:
+        await client.triton.unregister_system_shared_memory(region.name)
+        with pytest.raises(tz.InferenceError, match=r"Unable to find .*: '\(a region\)'") as raised:
+            await client.infer("add_one", {"INPUT0": region.tensor((4,), "FP32")})
+        assert region.name not in str(raised.value)
+        assert region.name not in repr(region)
+
+
 async def test_a_server_that_lost_the_region_gets_it_again(server):
     """Somebody unregistered it, or the server restarted: it never ran, so it is repeated."""
     async with tz.Client(server.grpc_url) as client, client.model("fixed", slots=1) as model:

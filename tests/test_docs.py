@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from support import needs_strings
 
 import triton_zerocopy
 import triton_zerocopy.testing
@@ -70,6 +71,7 @@ def test_programs_compile(page):
             block.compile(page)
 
 
+@needs_strings
 def test_the_tutorial_runs(tmp_path):
     """Its first block is the program, the others go into it, in order."""
     page = DOCS / "tutorial.md"

@@ -8,7 +8,7 @@ import threading
 
 import numpy as np
 import pytest
-from support import own_files, until
+from support import needs_strings, own_files, until
 
 import triton_zerocopy as tz
 
@@ -200,6 +200,11 @@ async def test_inputs_given_to_infer(server, memory):
             result = await lease.infer({"A": b, "B": b})
             np.testing.assert_array_equal(result["OUTPUT0"], b + b)
             np.testing.assert_array_equal(lease.inputs["A"], b)
+
+
+@needs_strings
+async def test_strings_given_to_infer(server, memory):
+    async with tz.Client(server.grpc_url, memory=memory) as client:
         async with client.model("shout") as model, model.lease() as lease:
             for _ in range(2):
                 result = await lease.infer({"TEXT": [["a"], ["b"]]})

@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 import pytest
-from support import own_files
+from support import needs_strings, own_files
 
 import triton_zerocopy as tz
 from triton_zerocopy._regions import system
@@ -76,6 +76,12 @@ async def test_write_and_read(server):
         size = await region.write(texts, offset=256)
         assert size == 4 + 3 + 4 + 4
         assert (await region.read((2,), "BYTES", offset=256)).tolist() == [b"one", b"zwei"]
+
+
+@needs_strings
+async def test_strings_from_and_into_regions(server):
+    async with tz.Client(server.grpc_url) as client, client.region(1 << 16) as region:
+        size = await region.write(np.array(["one", "zwei"], dtype=object), offset=256)
         result = await client.infer(
             "shout",
             {"TEXT": region.tensor((2, 1), "BYTES", offset=256, byte_size=size)},

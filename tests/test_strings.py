@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import needs_strings
 
 import triton_zerocopy as tz
 from triton_zerocopy._datatypes import decode_bytes, encode_bytes
 
 
+@needs_strings
 @pytest.mark.anyio
 @pytest.mark.parametrize("memory", ["system", "wire"])
 async def test_strings_in_and_out(server, memory):
@@ -32,6 +34,7 @@ async def test_strings_in_and_out(server, memory):
             assert one["LOUD"].tolist() == [[b"HELLOHELLO"]]
 
 
+@needs_strings
 @pytest.mark.anyio
 async def test_strings_of_a_split_batch(server):
     texts = [[f"row {index}"] for index in range(11)]
@@ -41,6 +44,7 @@ async def test_strings_of_a_split_batch(server):
             assert result["LOUD"].ravel().tolist() == [t[0].encode().upper() * 2 for t in texts]
 
 
+@needs_strings
 @pytest.mark.anyio
 async def test_many_strings_are_framed_off_the_loop(server):
     texts = np.array([f"text {index}" for index in range(20_000)], dtype=object).reshape(-1, 1)
@@ -50,6 +54,7 @@ async def test_many_strings_are_framed_off_the_loop(server):
             assert result["LOUD"][19_999, 0] == b"TEXT 19999TEXT 19999"
 
 
+@needs_strings
 @pytest.mark.anyio
 async def test_things_that_are_no_strings(server):
     async with tz.Client(server.grpc_url) as client, client.model("shout") as model:

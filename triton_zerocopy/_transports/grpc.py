@@ -8,6 +8,7 @@ shield around it, and nobody's cancel can reach it.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
@@ -31,6 +32,7 @@ _CHANNEL_OPTIONS: Final = (
     ("grpc.use_local_subchannel_pool", 1),
 )
 _INFER_METHOD: Final = "/inference.GRPCInferenceService/ModelInfer"
+_REGION_NAME: Final = re.compile(r"tzc-[0-9a-f]{16}-[0-9a-f]{32}")
 _SMALL_ANSWER: Final = 1024  # bytes
 _REMEMBERED: Final = 256
 
@@ -204,7 +206,9 @@ def channel_credentials(ssl: SslOptions) -> grpc.ChannelCredentials:
 
 
 def _server_error(error: Any) -> ServerError:
-    return ServerError(error.code().name, error.details() or "")
+    # Whoever knows a region's name may use it, so none reaches an exception or a log.
+    message = _REGION_NAME.sub("(a region)", error.details() or "")
+    return ServerError(error.code().name, message)
 
 
 async def _translated(call: Awaitable[Result]) -> Result:

@@ -52,6 +52,11 @@ async def test_many_strings_are_framed_off_the_loop(server):
         for _ in range(2):
             result = await model.infer({"TEXT": texts})
             assert result["LOUD"][19_999, 0] == b"TEXT 19999TEXT 19999"
+        async with model.lease() as lease:
+            result = await lease.infer({"TEXT": texts})
+            assert result["LOUD"][19_999, 0] == b"TEXT 19999TEXT 19999"
+        direct = await client.infer("shout", {"TEXT": texts})
+        assert direct["LOUD"][19_999, 0] == b"TEXT 19999TEXT 19999"
 
 
 @needs_strings

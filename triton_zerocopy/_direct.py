@@ -75,8 +75,8 @@ async def infer_direct(
                 model_ran=True,
             ) from error
         raise public_error(error, model=model_name, request_id=options.request_id) from error
-    return _result(
-        model_name, reply, placed, options, names=None if outputs is None else [*outputs]
+    return await _result(
+        runtime, model_name, reply, placed, options, names=None if outputs is None else [*outputs]
     )
 
 
@@ -134,7 +134,8 @@ def _memory(tensor: RegionTensor | None) -> MemoryRef | None:
     return MemoryRef(tensor.region.name, tensor.offset, tensor.byte_size)
 
 
-def _result(
+async def _result(
+    runtime: Runtime,
     model_name: str,
     reply: InferReply,
     placed: Mapping[str, RegionTensor],
@@ -172,11 +173,15 @@ def _result(
         checked=Checked(),
     )
     received = check_reply(model_name, reply, request).outputs
-    return InferResult(
-        {
-            output.spec.name: output.view() if not output.is_inline else output.copy()
+    arrays = await runtime.run_copy(
+        lambda: {
+            output.spec.name: output.copy() if output.is_inline else output.view()
             for output in received
         },
+        sum(output.copy_cost if output.is_inline else output.view_cost for output in received),
+    )
+    return InferResult(
+        arrays,
         model_name=reply.model_name,
         model_version=reply.model_version,
         request_id=options.request_id,

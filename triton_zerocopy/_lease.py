@@ -201,6 +201,12 @@ class Lease:
                         await executor.recover(error, slot, request, options, tries)
                         self._plain = None
                         tensors = tensors or self._tensors({}, {})
+                received = check_reply(executor.spec.name, reply, request).outputs
+                arrays = await executor.engine.offload(
+                    slot,
+                    lambda: {output.spec.name: output.view() for output in received},
+                    sum(output.view_cost for output in received),
+                )
         except TimeoutError as error:
             raise InferTimeout(
                 f"model {executor.spec.name!r}: no answer within {limit} seconds; the slot is kept "
@@ -208,11 +214,9 @@ class Lease:
             ) from error
         finally:
             self._is_calling = False
-        received = check_reply(executor.spec.name, reply, request).outputs
         executor.learn(received, request.shapes)
         # The next call is the same, unless an output is to come another way by then.
         self._plain = request if is_plain and not any(o.is_inline for o in received) else None
-        arrays = {output.spec.name: output.view() for output in received}
         result = result_of(reply, arrays, options)
         self._results = [reference for reference in self._results if reference() is not None]
         self._results.append(weakref.ref(result))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -13,8 +14,8 @@ from ._datatypes import BYTES, Array, Shape, decode_bytes
 from ._specs import TensorSpec
 from ._transports.base import InferReply
 
-_BYTES_COST: Final = 16
-"""Parsing BYTES takes that much longer than copying as many bytes, at least."""
+_ELEMENT_COST: Final = 4096
+"""Parsing one element of BYTES takes about as long as copying so many bytes."""
 
 
 @dataclass(slots=True)
@@ -58,7 +59,12 @@ class Received:
     @property
     def copy_cost(self) -> int:
         """About how many bytes of a plain copy take as long as copying this."""
-        return self.raw.nbytes * (_BYTES_COST if self.spec.datatype == BYTES else 1)
+        return self.raw.nbytes + self.view_cost
+
+    @property
+    def view_cost(self) -> int:
+        """The same for making a view, which is free but for BYTES."""
+        return _ELEMENT_COST * math.prod(self.shape) if self.spec.datatype == BYTES else 0
 
 
 @dataclass(slots=True)

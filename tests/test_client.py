@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 import trustme
-from models import MODELS
+from models import MODELS, has_strings
 from support import forget_all, own_files, until
 
 import triton_zerocopy as tz
@@ -231,8 +231,8 @@ async def test_tritonclient_is_at_hand(server):
 async def test_a_reloaded_model_is_noticed(tmp_path):
     """The metadata is fetched again, once, when the server says it no longer fits."""
     four, five = (tmp_path / name for name in ("four", "five"))
-    MODELS["fixed"].write(four)
-    MODELS["fixed"].write(five)
+    MODELS["fixed"].write(four, dlpack_only=not has_strings())
+    MODELS["fixed"].write(five, dlpack_only=not has_strings())
     config = (five / "config.pbtxt").read_text()
     (four.parent / "models").mkdir()
     target = tmp_path / "models" / "m"

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc as grpcclient
+from models import has_strings
 
 from triton_zerocopy.testing import PythonModel, RawModel, ServerError, TritonServer
 from triton_zerocopy.testing._sweep import session_members
@@ -60,7 +61,7 @@ async def test_async_block(infer: Infer) -> None:
 def test_the_repositories_of_the_caller_are_served_too(tmp_path: Path, infer: Infer) -> None:
     """As many as there are; nothing in them is touched but what the server itself writes."""
     for number in "12":
-        ADD_ONE.write(tmp_path / number / f"model{number}")
+        ADD_ONE.write(tmp_path / number / f"model{number}", dlpack_only=not has_strings())
     repositories = [tmp_path / "1", str(tmp_path / "2")]
 
     with TritonServer({"own": ADD_ONE}, model_repository=repositories) as server:

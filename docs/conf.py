@@ -71,7 +71,7 @@ def tidy_signature(
         args = args.replace(" | ~triton_zerocopy._options.UseDefault", "")
     if result:
         # What can be awaited, or used in `async with`, for the one thing that users get.
-        result = re.sub(r"~triton_zerocopy\._client\.Opening\[(.*)\]", r"\1", result)
+        result = re.sub(r"~triton_zerocopy\._opening\.Opening\[(.*)\]", r"\1", result)
     return args, result
 
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ._calls import Call
-from ._datatypes import Array, Shape, byte_size_of
+from ._datatypes import BYTES, Array, Shape, byte_size_of
 from ._endings import Ending, ending_of, outgrown_output, public_error
 from ._engine import Engine
 from ._errors import CapacityError
 from ._layout import Layout, Want, lay_out, want_output
 from ._output_sizes import OutputSizes
 from ._received import Checked, Received
+from ._recycling import SMALLEST
 from ._replies import check_reply
 from ._requests import Request, input_ref
 from ._results import InferResult
@@ -241,12 +242,14 @@ class Executor:
     async def _collect(self, slot: Slot, checked: Checked, call: Call) -> dict[str, Array]:
         """Copy the outputs out, all in one go."""
         target, received = call.target, checked.outputs
-        if target is None and checked.copy_cost <= ON_LOOP_BYTES:
+        if target is None and checked.copy_cost < SMALLEST:
             return {output.spec.name: output.copy() for output in received}
-        copies = [
-            (output, None if target is None else target(output.spec, output.shape))
-            for output in received
-        ]
+        copies = []
+        for output in received:
+            into = None if target is None else target(output.spec, output.shape)
+            if into is None and output.spec.datatype != BYTES:
+                into = self.engine.runtime.recycler.empty(output.shape, output.spec.dtype)
+            copies.append((output, into))
         return await self.engine.offload(
             slot,
             lambda: {output.spec.name: output.copy(into) for output, into in copies},

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 from ._deadlines import Deadline, Deadlines
 from ._endings import public_error
 from ._errors import ClientClosed, ForkedClientError, WrongLoopError
+from ._recycling import Recycler
 from ._regions.base import Region
 from ._regions.budget import Budget
 from ._regions.system import SystemRegion, new_name
@@ -51,6 +52,7 @@ class Runtime:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.budget = Budget(settings.max_shm_bytes)
+        self.recycler = Recycler()
         self.owner_id = secrets.token_hex(8)
         self.state = RuntimeState.NEW
         self._pid = os.getpid()
@@ -248,6 +250,7 @@ class Runtime:
             await asyncio.gather(*ends, return_exceptions=True)
             self._kept.clear()
         self._deadlines.close()
+        self.recycler.clear()
         if self._transport is not None:
             await self._transport.aclose()
         if self._threads is not None:

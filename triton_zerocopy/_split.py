@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from ._calls import Call
-from ._datatypes import BYTES, Array, Shape
+from ._datatypes import Array, Shape
 from ._errors import InferenceError
 from ._executor import Executor, gather_all
 from ._replies import Target
@@ -26,7 +24,7 @@ async def run_split(executor: Executor, call: Call, rows: int, *, slots: int) ->
     """
     size = executor.spec.max_batch_size
     starts = iter(range(0, rows, size))
-    whole = _Whole(executor.spec.name, rows, call.target)
+    whole = _Whole(executor, rows, call.target)
     results: list[InferResult] = []
     failed = False
 
@@ -62,9 +60,10 @@ async def run_split(executor: Executor, call: Call, rows: int, *, slots: int) ->
 class _Whole:
     """The outputs of all parts; each is made when its row shape is known."""
 
-    def __init__(self, model: str, rows: int, target: Target | None) -> None:
+    def __init__(self, executor: Executor, rows: int, target: Target | None) -> None:
         self.arrays: dict[str, Array] = {}
-        self._model = model
+        self._model = executor.spec.name
+        self._recycler = executor.engine.runtime.recycler
         self._rows = rows
         self._target = target
 
@@ -93,8 +92,4 @@ class _Whole:
 
     def _make(self, spec: TensorSpec, shape: Shape) -> Array:
         given = None if self._target is None else self._target(spec, shape)
-        return (
-            given
-            if given is not None
-            else np.empty(shape, np.object_ if spec.datatype == BYTES else spec.dtype)
-        )
+        return self._recycler.empty(shape, spec.dtype) if given is None else given

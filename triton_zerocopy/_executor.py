@@ -98,8 +98,12 @@ class Executor:
                 except ServerError as error:
                     await self.recover(error, slot, request, call.options, tries)
             checked = check_reply(self.spec.name, reply, request)
-            arrays = await self._collect(slot, checked, call)
-            self.learn(checked.outputs, request.shapes)
+            if call.target is None and checked.copy_cost < SMALLEST:
+                arrays = {output.spec.name: output.copy() for output in checked.outputs}
+            else:
+                arrays = await self._collect(slot, checked, call)
+            if checked.has_inline:
+                self.learn(checked.outputs, request.shapes)
             return result_of(reply, arrays, call.options)
         finally:
             engine.unhold(slot)
@@ -242,8 +246,6 @@ class Executor:
     async def _collect(self, slot: Slot, checked: Checked, call: Call) -> dict[str, Array]:
         """Copy the outputs out, all in one go."""
         target, received = call.target, checked.outputs
-        if target is None and checked.copy_cost < SMALLEST:
-            return {output.spec.name: output.copy() for output in received}
         copies = []
         for output in received:
             into = None if target is None else target(output.spec, output.shape)

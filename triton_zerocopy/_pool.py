@@ -22,7 +22,6 @@ from ._slot_states import PoolItem, PoolStatistics, SlotState
 
 _USED: Final = (SlotState.LEASED, SlotState.IN_FLIGHT)
 _IN_USE: Final = (*_USED, SlotState.QUARANTINED)
-_ANY: Final = (*_IN_USE, SlotState.FREE, SlotState.PARKED)
 
 T = TypeVar("T", bound=PoolItem)
 
@@ -76,7 +75,9 @@ class Pool(Generic[T]):
         """
         if self._is_closed:
             raise PoolClosed(f"{self._name} is closed")
-        return None if self._waiters else self._take()
+        if self._waiters or self._in_use >= self._capacity:
+            return None
+        return self._take()
 
     async def acquire(self, *, may_queue: bool = False) -> T:
         """Take an item, waiting in line for it.
@@ -115,22 +116,26 @@ class Pool(Generic[T]):
 
     def depart(self, item: T) -> None:
         """LEASED to IN_FLIGHT: its request went to the server."""
-        self._move(item, SlotState.IN_FLIGHT, SlotState.LEASED)
+        if item.state is not SlotState.LEASED:
+            raise self._illegal(item, SlotState.IN_FLIGHT)
+        item.state = SlotState.IN_FLIGHT
         self._in_flight += 1
 
     def arrive(self, item: T) -> None:
         """IN_FLIGHT to LEASED: the server answered."""
-        self._move(item, SlotState.LEASED, SlotState.IN_FLIGHT)
+        if item.state is not SlotState.IN_FLIGHT:
+            raise self._illegal(item, SlotState.LEASED)
+        item.state = SlotState.LEASED
         self._in_flight -= 1
 
     def release(self, item: T) -> None:
         """Give an item back; the next waiter has it at once."""
-        self._leave(item, SlotState.FREE, *_USED)
+        self._leave(item, SlotState.FREE, _USED)
         self._admit(item)
 
     def park(self, item: T) -> None:
         """Its lease is over, but arrays of it are still alive."""
-        self._leave(item, SlotState.PARKED, *_USED)
+        self._leave(item, SlotState.PARKED, _USED)
         self._parked.add(item)
         if self._is_closed:
             self.retire(item)
@@ -141,12 +146,12 @@ class Pool(Generic[T]):
         if item.state is not SlotState.PARKED:
             return  # closing the pool retired it first
         self._parked.remove(item)
-        self._move(item, SlotState.FREE, SlotState.PARKED)
+        item.state = SlotState.FREE
         self._admit(item)
 
     def quarantine(self, item: T) -> None:
         """Its call ended without proof that the server let go. It stays in use."""
-        self._leave(item, SlotState.QUARANTINED, *_USED)
+        self._leave(item, SlotState.QUARANTINED, _USED)
         self._in_use += 1
         self._quarantined.add(item)
 
@@ -155,7 +160,7 @@ class Pool(Generic[T]):
         if item.state is not SlotState.QUARANTINED:
             return  # closing the pool retired it first
         self._quarantined.remove(item)
-        self._leave(item, SlotState.FREE, SlotState.QUARANTINED)
+        self._leave(item, SlotState.FREE, (SlotState.QUARANTINED,))
         self._admit(item)
 
     def retire(self, item: T) -> None:
@@ -167,9 +172,8 @@ class Pool(Generic[T]):
         if item in self._free:
             self._free.remove(item)
         if item.state in _IN_USE:
-            self._leave(item, SlotState.RETIRED, *_IN_USE)
-        else:
-            self._move(item, SlotState.RETIRED, *_ANY)
+            self._leave(item, SlotState.RETIRED, _IN_USE)
+        item.state = SlotState.RETIRED
         self._retired += 1
         self._discard(item)
         self._serve()
@@ -220,27 +224,22 @@ class Pool(Generic[T]):
 
     # The rules
 
-    def _move(self, item: T, state: SlotState, *origins: SlotState) -> None:
-        if item.state not in origins:
-            raise PoolError(
-                f"{self._name}: a slot cannot go from {item.state.value} to {state.value}"
-            )
-        item.state = state
+    def _illegal(self, item: T, state: SlotState) -> PoolError:
+        return PoolError(f"{self._name}: a slot cannot go from {item.state.value} to {state.value}")
 
-    def _leave(self, item: T, state: SlotState, *origins: SlotState) -> None:
+    def _leave(self, item: T, state: SlotState, origins: tuple[SlotState, ...]) -> None:
         """An item in use is not in use any more."""
-        was_in_flight = item.state is SlotState.IN_FLIGHT
-        self._move(item, state, *origins)
+        if item.state not in origins:
+            raise self._illegal(item, state)
         self._in_use -= 1
-        self._in_flight -= was_in_flight
+        self._in_flight -= item.state is SlotState.IN_FLIGHT
+        item.state = state
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)  # drained() looks again
 
-    def _take(self) -> T | None:
-        if self._in_use >= self._capacity:
-            return None
+    def _take(self) -> T:
         item = self._free.pop() if self._free else self._make()
-        self._move(item, SlotState.LEASED, SlotState.FREE)
+        item.state = SlotState.LEASED
         self._in_use += 1
         return item
 
@@ -258,7 +257,6 @@ class Pool(Generic[T]):
             if self._waiters[0].done():
                 self._waiters.popleft()  # cancelled; its own handler finds it gone
                 continue
-            item = self._take()
-            if item is None:
+            if self._in_use >= self._capacity:
                 return
-            self._waiters.popleft().set_result(item)
+            self._waiters.popleft().set_result(self._take())

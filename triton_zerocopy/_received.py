@@ -77,8 +77,10 @@ class Checked:
         reply: the reply.
         outputs: the outputs, as `check_reply` returns them.
         copy_cost: what copying them costs, in bytes of a plain copy.
+        has_inline: True if one of them came inside the message.
     """
 
     reply: InferReply | None = None
     outputs: Sequence[Received] = ()
     copy_cost: int = 0
+    has_inline: bool = False

@@ -53,6 +53,7 @@ def check_reply(model: str, reply: InferReply, request: Request) -> Checked:
             received.append(_check_output(model, output, place, request.room))
     checked.reply = reply
     checked.outputs = received
+    checked.has_inline = any(output.is_inline for output in received)
     checked.copy_cost = sum(output.copy_cost for output in received)
     return checked
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -64,6 +64,7 @@ class Executor:
         self.uses_shm = uses_shm
         self.sizes = sizes
         self.is_repeatable = is_repeatable
+        self._poison = engine.runtime.settings.poison
         self._layouts: dict[object, Layout] = {}
         self.names = RequestNames(spec.name, spec.version)
 
@@ -108,27 +109,28 @@ class Executor:
         finally:
             engine.unhold(slot)
 
-    async def send(self, slot: Slot, request: Request, options: CallOptions) -> InferReply:
-        """Write the inputs, send the message, and wait for the answer.
+    def send(self, slot: Slot, request: Request, options: CallOptions) -> Awaitable[InferReply]:
+        """Write the inputs and send the message; the answer is to be awaited.
 
-        Raises:
-            ServerError: the server, or the way to it, answered with an error.
+        Awaiting it raises ServerError if the server, or the way to it, answered with an error.
         """
-        engine = self.engine
-        if engine.runtime.settings.poison:
-            _poison(request)
-        if request.byte_size_written <= ON_LOOP_BYTES:
+        is_plain = not request.inline and options is DEFAULT_OPTIONS
+        if is_plain and request.byte_size_written <= ON_LOOP_BYTES and not self._poison:
             request.write()
-        else:
-            await engine.offload(slot, request.write, request.byte_size_written)
-        message = request.message
-        if request.inline or options is not DEFAULT_OPTIONS:
-            compose = engine.runtime.transport.compose
-            message = await engine.offload(
-                slot,
-                lambda: compose(request.message, [t.payload() for t in request.inline], options),
-                sum(tensor.byte_size for tensor in request.inline),
-            )
+            return self.engine.call(slot, request.message, request.placed)
+        return self._send(slot, request, options)
+
+    async def _send(self, slot: Slot, request: Request, options: CallOptions) -> InferReply:
+        engine = self.engine
+        if self._poison:
+            _poison(request)
+        await engine.offload(slot, request.write, request.byte_size_written)
+        compose = engine.runtime.transport.compose
+        message = await engine.offload(
+            slot,
+            lambda: compose(request.message, [t.payload() for t in request.inline], options),
+            sum(tensor.byte_size for tensor in request.inline),
+        )
         return await engine.call(slot, message, request.placed)
 
     async def recover(
@@ -293,10 +295,6 @@ def _kind(tensor: Tensor) -> object:
     if isinstance(tensor, BytesTensor):
         return tensor.spec.name, tensor.shape, tensor.byte_size
     return tensor.spec.name, tensor.shape, isinstance(tensor, PlacedTensor)
-
-
-def _write(tensor: Tensor, array: Array) -> Callable[[], None]:
-    return lambda: tensor.write(array)
 
 
 async def gather_all(calls: Sequence[Any]) -> list[Any]:

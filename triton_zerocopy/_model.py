@@ -22,7 +22,7 @@ from ._runtime import Runtime
 from ._slot_states import PoolStatistics
 from ._specs import ModelSpec, TensorSpec
 from ._split import run_split
-from ._transports.base import CallOptions, Parameter
+from ._transports.base import Parameter
 
 
 class ModelState(enum.Enum):
@@ -171,10 +171,29 @@ class Model:
         self._check_open()
         limit = self._timeout if timeout is USE_DEFAULT else seconds(timeout)
         options = make_options(request_id, priority, queue_timeout, parameters)
+        executor = self._executor
+        was_refreshed = False
         clock = self._runtime.limit(limit)
         try:
             with clock:
-                return await self._infer(inputs, outputs, out, options)
+                while True:
+                    spec = executor.spec
+                    try:
+                        if is_heavy(inputs):
+                            check = partial(check_call, spec, inputs, outputs, out, options)
+                            call = await asyncio.shield(self._runtime.submit(check))
+                        else:
+                            call = check_call(spec, inputs, outputs, out, options)
+                        if call.rows is not None and call.rows > spec.max_batch_size:
+                            return await run_split(executor, call, call.rows, slots=self._slots)
+                        return await executor.run(call)
+                    except InferenceError as error:
+                        # Refused before it ran: maybe the model was reloaded with another
+                        # signature.
+                        is_refused = error.status() == "StatusCode.INVALID_ARGUMENT"
+                        if was_refreshed or not is_refused or not await self._has_changed(spec):
+                            raise
+                        was_refreshed = True
         except TimeoutError as error:
             if isinstance(error, InferTimeout) or not clock.has_expired:
                 raise
@@ -182,33 +201,6 @@ class Model:
                 f"model {self.name!r}: no result within {limit:g} seconds; {self._engine.pool!r}. "
                 "A request that was sent goes on at the server"
             ) from error
-
-    async def _infer(
-        self,
-        inputs: Mapping[str, object],
-        outputs: Sequence[str] | None,
-        out: Mapping[str, Array] | None,
-        options: CallOptions,
-    ) -> InferResult:
-        executor = self._executor
-        was_refreshed = False
-        while True:
-            spec = executor.spec
-            try:
-                if is_heavy(inputs):
-                    check = partial(check_call, spec, inputs, outputs, out, options)
-                    call = await asyncio.shield(self._runtime.submit(check))
-                else:
-                    call = check_call(spec, inputs, outputs, out, options)
-                if call.rows is not None and call.rows > spec.max_batch_size:
-                    return await run_split(executor, call, call.rows, slots=self._slots)
-                return await executor.run(call)
-            except InferenceError as error:
-                # Refused before it ran: the model may have been reloaded with another signature.
-                is_refused = error.status() == "StatusCode.INVALID_ARGUMENT"
-                if was_refreshed or not is_refused or not await self._has_changed(spec):
-                    raise
-                was_refreshed = True
 
     async def refresh(self) -> None:
         """Fetch the model's metadata and config again, as after it was reloaded.

@@ -73,7 +73,7 @@ def test_arrays_that_die_in_many_threads():
     for thread in threads:
         thread.join()
     assert not wrong
-    assert recycler.bytes_kept <= 6 * SMALLEST
+    assert recycler.bytes_kept <= 2 * 6 * SMALLEST, "a thread holds one while it takes another"
 
 
 @pytest.mark.anyio

@@ -148,7 +148,8 @@ def test_a_decorated_function_is_refused() -> None:
 def test_a_function_without_source_is_refused() -> None:
     """As one typed into a prompt."""
     namespace: dict[str, Any] = {}
-    exec("def typed(): pass", namespace)
+    # A name of its own: Python 3.13 remembers the source of "<string>" for `python -c`.
+    exec(compile("def typed(): pass", "<typed>", "exec"), namespace)
 
     with pytest.raises(ValueError, match="source of typed is not available"):
         extract(namespace["typed"])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ._datatypes import BYTES, Array, datatype_of, encode_bytes
-from ._endings import Ending, ending_of, outgrown_output, public_error, seen_by_caller
+from ._endings import Ending, ending_of, hand_over, outgrown_output, public_error
 from ._errors import CapacityError, InputError
 from ._layout import OutputPlace
 from ._received import Checked
@@ -91,12 +91,7 @@ async def _call(runtime: Runtime, message: object, regions: Sequence[Region]) ->
 
     def done(reply: InferReply | None, error: BaseException | None) -> None:
         end(is_ambiguous=error is not None and ending_of(error) is Ending.AMBIGUOUS)
-        if waiter.done():
-            return  # the caller left
-        if reply is not None:
-            waiter.set_result(reply)
-        else:
-            waiter.set_exception(seen_by_caller(error))
+        hand_over(waiter, reply, error)
 
     try:
         for region in regions:

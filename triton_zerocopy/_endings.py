@@ -12,7 +12,7 @@ import re
 from typing import Final
 
 from ._errors import InferenceError, ServerUnavailable
-from ._transports.base import ServerError
+from ._transports.base import InferReply, ServerError
 
 
 class Ending(enum.Enum):
@@ -90,7 +90,19 @@ def public_error(
     )
 
 
-def seen_by_caller(error: BaseException | None) -> BaseException:
+def hand_over(
+    waiter: asyncio.Future[InferReply], reply: InferReply | None, error: BaseException | None
+) -> None:
+    """Give a waiting caller the reply or the error, if the caller has not left."""
+    if waiter.done():
+        return
+    if reply is not None:
+        waiter.set_result(reply)
+    else:
+        waiter.set_exception(_seen_by_caller(error))
+
+
+def _seen_by_caller(error: BaseException | None) -> BaseException:
     """A cancelled call is not a cancelled caller, and gRPC's own errors stay inside."""
     if isinstance(error, ServerError):
         return error

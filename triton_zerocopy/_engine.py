@@ -23,7 +23,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
-from ._endings import Ending, ending_of, seen_by_caller
+from ._endings import Ending, ending_of, hand_over
 from ._errors import RegistrationError, ServerUnavailable
 from ._layout import PAGE, align
 from ._pool import Pool
@@ -202,12 +202,7 @@ class Engine:
                 for region in placed:
                     region.end_call(is_ambiguous=False)
             self.unhold(slot)
-            if waiter.done():
-                return  # the caller left
-            if reply is not None:
-                waiter.set_result(reply)
-            else:
-                waiter.set_exception(seen_by_caller(error))
+            hand_over(waiter, reply, error)
 
         for index, region in enumerate(placed):
             try:

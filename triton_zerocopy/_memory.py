@@ -9,7 +9,6 @@ from typing import Final
 from ._errors import RegionError, RegistrationError
 from ._registration import check_release
 from ._runtime import Runtime
-from ._transports.base import ServerInfo
 from ._urls import count_servers
 
 logger = logging.getLogger("triton_zerocopy")
@@ -23,7 +22,6 @@ class MemoryChoice:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._info: asyncio.Task[ServerInfo] | None = None
         self._probe: asyncio.Task[None] | None = None
         self._is_said = False
 

@@ -172,8 +172,9 @@ async def test_models(server):
         for options in ({"slots": 0}, {"max_waiting": -1}, {"timeout": -1}, {"memory": "gpu"}):
             with pytest.raises(tz.InputError):
                 client.model("fixed", **options)
-        with pytest.raises(tz.InputError, match="cuda"):
-            client.model("fixed", memory="cuda:0")
+        for memory in ("cuda", "cuda:", "cuda:-1", "cuda:01", "cuda:x", "cuda:0 ", "CUDA:0"):
+            with pytest.raises(tz.InputError, match="'cuda:0', 'cuda:1'"):
+                client.model("fixed", memory=memory)
         with pytest.raises(tz.InputError, match="unknown input"):
             await client.model("fixed", shapes={"NOPE": (4,)})
         assert client.statistics().models == 0

@@ -9,11 +9,13 @@ import typing
 import triton_zerocopy as tz
 
 PUBLIC = [
+    "AdoptedTensor",
     "CapacityError",
     "Client",
     "ClientClosed",
     "ClientStatistics",
     "CudaError",
+    "DeviceArray",
     "ForkedClientError",
     "InferResult",
     "InferTimeout",

@@ -6,7 +6,9 @@ private.
 
 from __future__ import annotations
 
+from ._adoption import AdoptedTensor
 from ._client import Client, ClientStatistics
+from ._cuda.arrays import DeviceArray
 from ._errors import (
     CapacityError,
     ClientClosed,
@@ -48,6 +50,8 @@ __all__ = [
     "SslOptions",
     "TensorSpec",
     # Memory of one's own
+    "AdoptedTensor",
+    "DeviceArray",
     "Region",
     "RegionTensor",
     # Errors

@@ -8,9 +8,11 @@ from typing import Final
 
 import numpy as np
 
-from ._datatypes import Array, Shape
+from ._cuda.foreign import StreamSource, is_device_tensor
+from ._datatypes import Shape
 from ._errors import InputError
 from ._inputs import check_input, literal_size
+from ._regions.base import RegionTensor
 from ._replies import Target, check_out, into
 from ._specs import ModelSpec
 from ._tensors import BytesTensor, PlacedTensor, Tensor
@@ -33,6 +35,7 @@ class Call:
         options: request id, priority and the like.
         has_placed: True if an input is in a region of the caller's.
         target: where outputs are copied to; None for new arrays.
+        given: the caller's own arrays for outputs, which the result has as they are.
         is_owned_by_caller: True if ``target`` gives the caller's own arrays, into which no
             copy may begin after the caller left.
         may_queue: True for parts of a batch, which wait whatever ``max_waiting`` says.
@@ -45,6 +48,7 @@ class Call:
     options: CallOptions
     has_placed: bool
     target: Target | None = None
+    given: Mapping[str, object] | None = None
     is_owned_by_caller: bool = False
     may_queue: bool = False
 
@@ -59,7 +63,7 @@ class Call:
             self.options,
             self.has_placed,
             target,
-            self.is_owned_by_caller,
+            is_owned_by_caller=self.is_owned_by_caller,
         )
 
 
@@ -70,6 +74,9 @@ def is_heavy(inputs: Mapping[str, object]) -> bool:
     for value in inputs.values():
         if type(value) is np.ndarray and value.dtype.kind != "O":
             continue
+        first = value[0] if isinstance(value, (list, tuple)) and value else value
+        if isinstance(first, RegionTensor) or is_device_tensor(first):
+            return False  # its producer's current stream is that of the caller's thread
         if literal_size(value) > _ON_LOOP_ELEMENTS:
             return True
     return False
@@ -79,10 +86,13 @@ def check_call(
     spec: ModelSpec,
     inputs: Mapping[str, object],
     outputs: Sequence[str] | None,
-    out: Mapping[str, Array] | None,
+    out: Mapping[str, object] | None,
     options: CallOptions,
+    device: StreamSource | None = None,
 ) -> Call:
     """Check a call against what the model takes and gives.
+
+    ``device`` is the GPU of a model in device memory.
 
     Raises:
         InputError: it does not fit.
@@ -98,7 +108,7 @@ def check_call(
     has_placed = False
     for name in spec.inputs:
         if name in inputs:
-            tensor = check_input(spec, name, inputs[name])
+            tensor = check_input(spec, name, inputs[name], device)
             if type(tensor) is BytesTensor:
                 tensor.frame()
             elif type(tensor) is PlacedTensor:
@@ -109,19 +119,22 @@ def check_call(
         rows = spec.rows_of({tensor.spec.name: tensor.shape for tensor in tensors})
     call = Call(tensors, [tensor.shape for tensor in tensors], rows, wanted, options, has_placed)
     if out is not None:
-        call.target = _target(spec, call, out)
+        call.target = _target(spec, call, out, device)
+        call.given = out
         call.is_owned_by_caller = True
     return call
 
 
-def _target(spec: ModelSpec, call: Call, out: Mapping[str, Array]) -> Target:
+def _target(
+    spec: ModelSpec, call: Call, out: Mapping[str, object], device: StreamSource | None
+) -> Target:
     if out.keys() - set(call.outputs):
         raise InputError(
             f"model {spec.name!r}: out= has {sorted(out)}, the requested outputs are "
             f"{sorted(call.outputs)}"
         )
     checked = {
-        name: check_out(spec.name, spec.outputs[name], call.rows, array)
+        name: check_out(spec.name, spec.outputs[name], call.rows, array, device)
         for name, array in out.items()
     }
     return into(checked, spec.name)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
+from ._adoption import AdoptedTensor, adopt_tensor, find_device
+from ._cuda.foreign import is_device_tensor
 from ._direct import infer_direct
 from ._errors import InferTimeout, InputError, ServerUnavailable
 from ._memory import MemoryChoice
@@ -55,16 +57,22 @@ class Client:
         url: ``"host:port"`` of the server's gRPC endpoint, or ``grpc://``, ``grpcs://``
             (TLS), ``unix:/path``.
         memory: where tensors are: ``"system"`` (POSIX shared memory), ``"wire"`` (inside
-            the messages), or ``"auto"``: system if the server can see this host's shared
-            memory, else wire, said once in the log. A named memory never falls back.
+            the messages), ``"cuda:N"`` (the memory of GPU N of this process), or ``"auto"``:
+            system if the server can see this host's shared memory, else wire, said once in
+            the log. A named memory never falls back.
         headers: sent with every call.
         admin_headers: sent with calls about shared memory besides ``headers``, for servers
             that restrict them.
         ssl: True or `SslOptions` for TLS; implied by ``grpcs://``.
         timeout: seconds for one call where nothing else is said; None for ever.
-        max_shm_bytes: most bytes of shared memory; beyond it CapacityError.
+        max_shm_bytes: most bytes of shared memory, that of GPUs included; beyond it
+            CapacityError.
         shm_mode: file mode of shared memory. Whoever may read it sees the tensors.
         shm_gid: group of shared memory, for a server under another user.
+        server_devices: which GPU of the server is which of this process, where
+            CUDA_VISIBLE_DEVICES or containers number them differently: a mapping from
+            ordinals here to ordinals there, or the UUIDs of the server's GPUs in its order
+            (``"GPU-..."``, as in its CUDA_VISIBLE_DEVICES). By default the numbers agree.
         poison: fill outputs with a pattern before each call, so that a backend that writes
             nothing shows. For debugging; it costs a write per call.
 
@@ -84,6 +92,7 @@ class Client:
         max_shm_bytes: int | None = None,
         shm_mode: int = 0o600,
         shm_gid: int | None = None,
+        server_devices: Mapping[int, int] | Sequence[str] | None = None,
         poison: bool = False,
     ) -> None:
         self._runtime = Runtime(
@@ -97,6 +106,7 @@ class Client:
                 max_shm_bytes=max_shm_bytes,
                 shm_mode=shm_mode,
                 shm_gid=shm_gid,
+                server_devices=server_devices,
                 poison=poison,
             )
         )
@@ -194,6 +204,7 @@ class Client:
             InputError: a decoupled model, or an argument that does not fit the model.
             InferenceError: the server does not know the model, or it is not ready.
             RegistrationError: the server refuses the named memory.
+            CudaError: this process cannot use the named GPU.
             CapacityError: there is no memory for the slots of ``shapes``.
             ServerUnavailable: the server did not answer.
 
@@ -214,10 +225,12 @@ class Client:
                     f"model {name!r} is decoupled (it may answer many times); that needs "
                     "streaming, which is not built in yet. Use client.triton.stream_infer"
                 )
+            device = await self._memory.device(wanted)
             model = Model(
                 self._runtime,
                 spec,
-                uses_shm=await self._memory.uses_shm(wanted),
+                uses_shm=device is not None or await self._memory.uses_shm(wanted),
+                device=device,
                 slots=slots,
                 max_waiting=max_waiting,
                 shapes=shapes,
@@ -243,36 +256,83 @@ class Client:
 
         Args:
             byte_size: bytes in it.
-            memory: ``"system"``.
+            memory: ``"system"`` or ``"cuda:N"``.
 
         Raises (when awaited):
-            CapacityError, RegistrationError, ServerUnavailable: what the names say.
+            CapacityError, RegistrationError, CudaError, ServerUnavailable: what the names say.
 
         Cancellation: safe; what was made by then is given back.
         """
-        if check_memory(memory) != "system":
-            raise InputError(f"a region is in memory 'system', not {memory!r}")
+        if check_memory(memory) in ("auto", "wire"):
+            raise InputError(f"a region is in memory 'system' or 'cuda:N', not {memory!r}")
         if isinstance(byte_size, bool) or not isinstance(byte_size, int) or byte_size < 1:
             raise InputError(f"byte_size is a positive number of bytes, got {byte_size!r}")
 
         async def opened() -> Region:
             self._runtime.check_usable()
-            await self._memory.uses_shm("system")
-
-            async def make() -> Region:
-                region: Region = await self._runtime.new_region(byte_size, is_public=True)
-                self._regions.add(region)
-                region.when_closed(self._regions.discard)
-                return region
-
-            task = self._runtime.spawn(make())
-            try:
-                return await asyncio.shield(task)
-            except asyncio.CancelledError:
-                task.add_done_callback(self._give_back)
-                raise
+            device = await self._memory.device(memory)
+            if device is None:
+                await self._memory.uses_shm("system")
+            return await self._handed_out(
+                self._runtime.new_region(byte_size, device, is_public=True)
+            )
 
         return Opening(opened)
+
+    def adopt(self, tensor: object) -> Opening[AdoptedTensor]:
+        """Let the server use a tensor of another library where it is, without a copy.
+
+        ``async with client.adopt(tensor) as ref:`` registers the memory that the tensor lies
+        in; ``ref`` is then an input of `Model.infer`, `Lease.infer` or `infer`, or a place for
+        an output of `infer`. The server can reach all of the allocation that the tensor is a
+        part of, with a caching allocator also what other tensors have there.
+
+        The tensor is held until the server has let go of it. What is queued on its producer's
+        current stream is waited for by each call that uses it.
+
+        Args:
+            tensor: contiguous, on a GPU, with ``__dlpack__`` or ``__cuda_array_interface__``,
+                in memory made by cudaMalloc.
+
+        Raises (when awaited):
+            InputError: it is not on a GPU, not contiguous, or empty.
+            CudaError: its memory cannot be shared with another process; the message says why
+                and what to do instead.
+            RegistrationError, ServerUnavailable: what the names say.
+
+        Cancellation: safe; what was registered by then is given back.
+        """
+        if not is_device_tensor(tensor):
+            raise InputError(
+                f"Client.adopt: a {type(tensor).__name__} is not in the memory of a GPU; only "
+                "such memory is adopted, pass other tensors to infer"
+            )
+
+        async def opened() -> AdoptedTensor:
+            self._runtime.check_usable()
+            device = await self._memory.device(f"cuda:{await find_device(self._runtime, tensor)}")
+            assert device is not None
+            ref = await adopt_tensor(self._runtime, device, tensor)
+            await self._handed_out(self._runtime.registered(ref.region))
+            return ref
+
+        return Opening(opened)
+
+    async def _handed_out(self, making: Coroutine[Any, Any, Region]) -> Region:
+        """Return a region that is being made; if nobody waits any more, it is closed again."""
+
+        async def make() -> Region:
+            region = await making
+            self._regions.add(region)
+            region.when_closed(self._regions.discard)
+            return region
+
+        task = self._runtime.spawn(make())
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(self._give_back)
+            raise
 
     def _give_back(self, task: asyncio.Task[Region]) -> None:
         if not task.cancelled() and task.exception() is None:

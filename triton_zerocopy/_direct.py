@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ._datatypes import BYTES, Array, datatype_of, encode_bytes
+from ._arrays import room_array
+from ._datatypes import BYTES, datatype_of, encode_bytes
 from ._endings import Ending, ending_of, hand_over, outgrown_output, public_error
 from ._errors import CapacityError, InputError
 from ._layout import OutputPlace
@@ -58,11 +59,15 @@ async def infer_direct(
         if isinstance(value, RegionTensor):
             regions[id(value.region)] = value.region
 
+    for region in regions.values():
+        region.join_caller()
     prepared = runtime.transport.prepare(InferRequest(model_name, model_version, refs, out_refs))
     size = sum(map(len, payloads))
     message = await runtime.run_copy(
         lambda: runtime.transport.compose(prepared, payloads, options), size
     )
+    for region in regions.values():
+        await region.settle()
     try:
         reply = await _call(runtime, message, list(regions.values()))
     except ServerError as error:
@@ -150,10 +155,8 @@ async def _result(
         else:
             places.append(OutputPlace(spec, None, tensor.byte_size, tensor.offset))
 
-    def room(place: OutputPlace) -> Array:
-        assert place.offset is not None
-        root = placed[place.spec.name].region.root()
-        return root[place.offset : place.offset + place.byte_size]
+    def room(place: OutputPlace) -> Any:
+        return room_array(placed[place.spec.name].region.root(), place)
 
     request = Request(
         message=None,

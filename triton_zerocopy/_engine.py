@@ -23,6 +23,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
+from ._cuda.device import Device
 from ._endings import Ending, ending_of, hand_over
 from ._errors import RegistrationError, ServerUnavailable
 from ._layout import PAGE, align
@@ -50,15 +51,24 @@ class Engine:
     Args:
         runtime: the client's shared part.
         name: what messages call the model.
+        device: the GPU that the slots are on; None for host memory.
         slots: how many requests may be under way at a time.
         max_waiting: how many callers may wait for a slot; None for any number.
         is_ensemble: True if errors can be answered before all work is done.
     """
 
     def __init__(
-        self, runtime: Runtime, name: str, *, slots: int, max_waiting: int | None, is_ensemble: bool
+        self,
+        runtime: Runtime,
+        name: str,
+        *,
+        device: Device | None,
+        slots: int,
+        max_waiting: int | None,
+        is_ensemble: bool,
     ) -> None:
         self.runtime = runtime
+        self.device = device
         self.is_ensemble = is_ensemble
         self.pool = Pool(
             self._make,
@@ -95,6 +105,9 @@ class Engine:
         slot.holds -= 1
         if slot.holds:
             return
+        if not slot.is_settled:
+            self._settle(slot)
+            return
         if slot.region is None:
             slot.is_doubtful = False  # nothing of it is shared
         if slot.is_doubtful:
@@ -107,10 +120,35 @@ class Engine:
 
     def _arrays_died(self, slot: Slot) -> None:
         # In any thread, maybe in the middle of anything: only leave a message.
+        device, streams = self.device, slot.lent_streams
+        if device is not None and streams:
+            # What other libraries queued on them may still be going to read them.
+            device.post(lambda: device.when_settled(streams, lambda e: self._is_quiet(slot, e)))
+        else:
+            self._is_quiet(slot, None)
+
+    def _is_quiet(self, slot: Slot, error: BaseException | None) -> None:
+        move = self.pool.unpark if error is None else self.pool.retire
         try:
-            self.runtime.loop.call_soon_threadsafe(self.pool.unpark, slot)
+            self.runtime.loop.call_soon_threadsafe(move, slot)
         except RuntimeError:
             pass  # the loop is closed, and the client with it
+
+    def _settle(self, slot: Slot) -> None:
+        """Wait for what other libraries queued on arrays of the slot; then decide again."""
+        slot.is_settled = True
+        if self.device is None or not slot.lent_streams:
+            slot.holds += 1
+            self.unhold(slot)
+            return
+
+        def settled(future: asyncio.Future[None]) -> None:
+            # A GPU that cannot even be waited for proves nothing.
+            slot.is_doubtful |= future.cancelled() or future.exception() is not None
+            self.unhold(slot)
+
+        slot.holds += 1
+        self.device.settle(slot.lent_streams).add_done_callback(settled)
 
     async def offload(
         self, slot: Slot, work: Callable[[], Result], byte_size: int, *, must_finish: bool = False
@@ -126,7 +164,18 @@ class Engine:
         """
         if byte_size <= ON_LOOP_BYTES:
             return work()
-        future = self.runtime.submit(work)
+        return await self.follow(slot, self.runtime.submit(work), must_finish=must_finish)
+
+    async def follow(
+        self, slot: Slot, future: asyncio.Future[Result], *, must_finish: bool = False
+    ) -> Result:
+        """Wait for work on a slot's memory, which holds the slot until it is done.
+
+        Args:
+            slot: the memory that is copied from or to.
+            future: the work, which goes on whatever happens here.
+            must_finish: as for ``offload``.
+        """
         slot.holds += 1
         future.add_done_callback(lambda _: self.unhold(slot))
         try:
@@ -157,7 +206,7 @@ class Engine:
         # Twice as large as before: a slot that grows with its requests does so rarely.
         wanted = max(byte_size, 2 * slot.byte_size, self._largest)
         await self._drop(slot)
-        slot.attach(await self.runtime.new_region(align(wanted, PAGE)))
+        slot.attach(await self.runtime.new_region(align(wanted, PAGE), self.device))
         self._largest = max(self._largest, byte_size)
 
     async def renew(self, slot: Slot) -> None:

@@ -66,7 +66,18 @@ class CapacityError(RegionError):
 
 
 class CudaError(RegionError):
-    """A CUDA call failed."""
+    """A CUDA call failed, or CUDA is not there.
+
+    Attributes:
+        name: CUDA's name of the error, for example ``"cudaErrorInvalidDevice"``; empty if it
+            did not come from CUDA.
+        code: its number in ``cudaError_t``, 0 if it did not come from CUDA.
+    """
+
+    def __init__(self, message: str, *, name: str = "", code: int = 0) -> None:
+        super().__init__(message)
+        self.name = name
+        self.code = code
 
 
 class RegistrationError(ZeroCopyError):

@@ -7,12 +7,15 @@ from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
+
 from ._calls import Call
+from ._cuda.device import Device
 from ._datatypes import BYTES, Array, Shape, byte_size_of
 from ._endings import Ending, ending_of, outgrown_output, public_error
 from ._engine import Engine
 from ._errors import CapacityError
-from ._layout import Layout, Want, lay_out, want_output
+from ._layout import ALIGNMENT, Layout, Want, lay_out, want_output
 from ._output_sizes import OutputSizes
 from ._received import Checked, Received
 from ._recycling import SMALLEST
@@ -21,12 +24,12 @@ from ._requests import Request, input_ref
 from ._results import InferResult
 from ._runtime import ON_LOOP_BYTES
 from ._slots import RequestNames, Slot
-from ._specs import ModelSpec
+from ._specs import ModelSpec, TensorSpec
 from ._tensors import BytesTensor, PlacedTensor, Tensor
 from ._transports.base import DEFAULT_OPTIONS, CallOptions, InferReply, ServerError
 
 _REMEMBERED: Final = 256
-_POISON: Final = 0xA5
+POISON: Final = 0xA5
 _MOST_TRIES: Final = 8
 """A repeatable call grows its outputs this often at most; each doubles, so it is plenty."""
 
@@ -40,7 +43,7 @@ class Tries:
 
 
 class Executor:
-    """Runs calls of one model through its slots.
+    """Runs calls of one model through its slots, in host memory or over the wire.
 
     Args:
         engine: the slots.
@@ -49,6 +52,10 @@ class Executor:
         sizes: what is known of variable outputs.
         is_repeatable: True if the model may run again when an output did not fit.
     """
+
+    alignment = ALIGNMENT
+    _at_once = SMALLEST
+    """Outputs of fewer bytes are copied as soon as the answer is there."""
 
     def __init__(
         self,
@@ -60,6 +67,7 @@ class Executor:
         is_repeatable: bool,
     ) -> None:
         self.engine = engine
+        self.device: Device | None = engine.device
         self.spec = spec
         self.uses_shm = uses_shm
         self.sizes = sizes
@@ -99,13 +107,16 @@ class Executor:
                 except ServerError as error:
                     await self.recover(error, slot, request, call.options, tries)
             checked = check_reply(self.spec.name, reply, request)
-            if call.target is None and checked.copy_cost < SMALLEST:
-                arrays = {output.spec.name: output.copy() for output in checked.outputs}
+            if call.target is None and checked.copy_cost < self._at_once:
+                arrays: dict[str, Any] = {
+                    output.spec.name: output.copy() for output in checked.outputs
+                }
             else:
                 arrays = await self._collect(slot, checked, call)
+                arrays.update(call.given or {})
             if checked.has_inline:
                 self.learn(checked.outputs, request.shapes)
-            return result_of(reply, arrays, call.options)
+            return self.result(reply, arrays, call.options)
         finally:
             engine.unhold(slot)
 
@@ -114,24 +125,32 @@ class Executor:
 
         Awaiting it raises ServerError if the server, or the way to it, answered with an error.
         """
-        is_plain = not request.inline and options is DEFAULT_OPTIONS
+        is_plain = not request.inline and not request.placed and options is DEFAULT_OPTIONS
         if is_plain and request.byte_size_written <= ON_LOOP_BYTES and not self._poison:
             request.write()
-            return self.engine.call(slot, request.message, request.placed)
+            return self.engine.call(slot, request.message)
         return self._send(slot, request, options)
 
     async def _send(self, slot: Slot, request: Request, options: CallOptions) -> InferReply:
         engine = self.engine
-        if self._poison:
-            _poison(request)
-        await engine.offload(slot, request.write, request.byte_size_written)
+        await self._write(slot, request)
         compose = engine.runtime.transport.compose
         message = await engine.offload(
             slot,
             lambda: compose(request.message, [t.payload() for t in request.inline], options),
             sum(tensor.byte_size for tensor in request.inline),
         )
+        for region in request.placed:
+            await region.settle()
         return await engine.call(slot, message, request.placed)
+
+    async def _write(self, slot: Slot, request: Request) -> None:
+        """Copy the inputs to their places."""
+        if self._poison:
+            for place in request.outputs:
+                if place.offset is not None:
+                    request.room(place)[:] = POISON
+        await self.engine.offload(slot, request.write, request.byte_size_written)
 
     async def recover(
         self, error: ServerError, slot: Slot, request: Request, options: CallOptions, tries: Tries
@@ -180,7 +199,8 @@ class Executor:
                 for name, spec in self.spec.inputs.items()
                 if name in shapes
             ]
-            layout = lay_out(inputs, self._want_outputs(tuple(self.spec.outputs), shapes))
+            outputs = self._want_outputs(tuple(self.spec.outputs), shapes)
+            layout = lay_out(inputs, outputs, self.alignment)
             self._layouts[key] = layout
         return layout
 
@@ -192,22 +212,27 @@ class Executor:
                     tensor.spec,
                     tensor.shape,
                     None
-                    if not self.uses_shm or isinstance(tensor, PlacedTensor)
+                    if isinstance(tensor, PlacedTensor) or not self._is_shared(tensor.spec)
                     else tensor.byte_size,
                 )
                 for tensor in call.tensors
             ],
             self._want_outputs(call.outputs, shapes),
+            self.alignment,
         )
+
+    def _is_shared(self, spec: TensorSpec) -> bool:  # noqa: ARG002 # for models on a GPU
+        """Tell whether a tensor goes through the slot's memory, not inside the message."""
+        return self.uses_shm
 
     def _want_outputs(self, names: Sequence[str], shapes: Mapping[str, Shape]) -> list[Want]:
         """Return what room the outputs want for inputs of these shapes."""
-        if not self.uses_shm:
-            return [Want(self.spec.outputs[name], None, None) for name in names]
-        rows = self.spec.rows_of(shapes)
+        rows = self.spec.rows_of(shapes) if self.uses_shm else None
         return [
-            want_output(self.spec.outputs[name], rows, self.sizes.room_for(name, shapes.values()))
-            for name in names
+            want_output(spec, rows, self.sizes.room_for(spec.name, shapes.values()))
+            if self._is_shared(spec)
+            else Want(spec, None, None)
+            for spec in (self.spec.outputs[name] for name in names)
         ]
 
     def _request(self, slot: Slot, layout: Layout, call: Call) -> Request:
@@ -245,14 +270,14 @@ class Executor:
 
     # Answers
 
-    async def _collect(self, slot: Slot, checked: Checked, call: Call) -> dict[str, Array]:
+    async def _collect(self, slot: Slot, checked: Checked, call: Call) -> dict[str, Any]:
         """Copy the outputs out, all in one go."""
         target, received = call.target, checked.outputs
         copies = []
         for output in received:
             into = None if target is None else target(output.spec, output.shape)
             if into is None and output.spec.datatype != BYTES:
-                into = self.engine.runtime.recycler.empty(output.shape, output.spec.dtype)
+                into = self.new_array(output.spec, output.shape)
             copies.append((output, into))
         return await self.engine.offload(
             slot,
@@ -261,33 +286,48 @@ class Executor:
             must_finish=call.is_owned_by_caller,
         )
 
+    async def views(self, slot: Slot, outputs: Sequence[Received]) -> dict[str, Any]:
+        """Return the outputs of a lease, without a copy where that is possible."""
+        return await self.engine.offload(
+            slot,
+            lambda: {output.spec.name: output.view() for output in outputs},
+            sum(output.view_cost for output in outputs),
+        )
+
+    def new_array(self, spec: TensorSpec, shape: Shape) -> Any:
+        """Return an array for a result, to be copied to."""
+        return self.engine.runtime.recycler.empty(shape, spec.dtype)
+
+    def own_array(self, spec: TensorSpec, shape: Shape) -> Any:
+        """Return an array for an input of a lease that has no place in its slot."""
+        return np.empty(shape, spec.dtype)
+
     def learn(self, received: Sequence[Received], shapes: Sequence[Shape]) -> None:
         """Remember how large the outputs were that came inline for want of a known size."""
         for output in received:
             if output.is_inline and self.uses_shm and output.raw.nbytes:
                 self._learn(output.spec.name, shapes, output.raw.nbytes)
 
+    def result(
+        self, reply: InferReply, arrays: Mapping[str, Any], options: CallOptions
+    ) -> InferResult:
+        """Put a result together."""
+        return InferResult(
+            arrays,
+            model_name=reply.model_name,
+            model_version=reply.model_version,
+            request_id=options.request_id,
+            parameters=reply.parameters,
+            to_host=self.to_host,
+        )
+
+    async def to_host(self, value: Any) -> Array:
+        """Copy to the host what ``out=`` had an output put into."""
+        return np.asarray(value)
+
     def _learn(self, name: str, shapes: Sequence[Shape], byte_size: int) -> None:
         if self.sizes.learn(name, shapes, byte_size):
             self._layouts.clear()
-
-
-def result_of(reply: InferReply, arrays: Mapping[str, Array], options: CallOptions) -> InferResult:
-    """Put a result together."""
-    return InferResult(
-        arrays,
-        model_name=reply.model_name,
-        model_version=reply.model_version,
-        request_id=options.request_id,
-        parameters=reply.parameters,
-    )
-
-
-def _poison(request: Request) -> None:
-    """Fill the outputs' rooms, so that a backend that writes nothing shows."""
-    for place in request.outputs:
-        if place.offset is not None:
-            request.room(place)[:] = _POISON
 
 
 def _kind(tensor: Tensor) -> object:

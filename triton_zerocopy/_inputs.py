@@ -12,17 +12,36 @@ from typing import Any
 
 import numpy as np
 
+from ._cuda import dlpack
+from ._cuda.foreign import StreamSource, device_of, import_view, is_device_tensor
 from ._datatypes import BYTES, Array, Shape, byte_size_of, datatype_of
 from ._errors import InputError
 from ._regions.base import RegionTensor
 from ._specs import ModelSpec, TensorSpec
-from ._tensors import BytesTensor, DenseTensor, PlacedTensor, RowsTensor, Tensor
+from ._tensors import (
+    BytesTensor,
+    DenseTensor,
+    DeviceSource,
+    DeviceTensor,
+    PlacedTensor,
+    RowsTensor,
+    Tensor,
+)
 
-_CPU_DEVICES = (1,)  # DLDeviceType.kDLCPU, dlpack.h
+_HOST_DEVICES = (dlpack.CPU, dlpack.CUDA_HOST)
 
 
-def check_input(model: ModelSpec, name: str, value: object) -> Tensor:
+def check_input(
+    model: ModelSpec, name: str, value: object, device: StreamSource | None = None
+) -> Tensor:
     """Turn one value into a checked tensor.
+
+    Args:
+        model: what the model takes.
+        name: which input.
+        value: what the caller gave.
+        device: the GPU of a model in device memory; it takes device tensors. They are
+            ordered after the calling thread's work, so this is called in the caller's thread.
 
     Raises:
         InputError: it has another datatype or shape than the model wants, or is nothing
@@ -35,11 +54,17 @@ def check_input(model: ModelSpec, name: str, value: object) -> Tensor:
         return _from_region(model, spec, value)
     if isinstance(value, np.ndarray):
         return _from_array(model, spec, np.asarray(value))
+    if is_device_tensor(value):
+        view = _on_device(model, spec, value, device)
+        _check_shape(model, spec, view.shape)
+        return DeviceTensor.of(spec, view)
     if isinstance(value, np.generic):
         return _from_array(model, spec, _fill_one(spec, np.asarray(value)))
     if hasattr(value, "__dlpack__"):
         return _from_array(model, spec, _from_dlpack(model, spec, value))
     if isinstance(value, (list, tuple)):
+        if value and is_device_tensor(value[0]):
+            return _from_device_rows(model, spec, value, device)
         if value and any(
             isinstance(row, np.ndarray) or hasattr(row, "__dlpack__") for row in value
         ):
@@ -93,13 +118,49 @@ def _from_array(model: ModelSpec, spec: TensorSpec, array: Array) -> Tensor:
     return DenseTensor.of(spec, array)
 
 
-def _from_dlpack(model: ModelSpec, spec: TensorSpec, value: Any) -> Array:
-    device = value.__dlpack_device__() if hasattr(value, "__dlpack_device__") else (1, 0)
-    if int(device[0]) not in _CPU_DEVICES:
+def _on_device(
+    model: ModelSpec, spec: TensorSpec, value: object, device: StreamSource | None
+) -> DeviceSource:
+    where = _where(model, spec)
+    if device is None:
         raise InputError(
-            f"{_where(model, spec)}: got a tensor on device {tuple(map(int, device))} (DLPack), "
-            "but this model uses host memory; open it with memory='cuda:N' or copy the tensor to "
-            "the host first"
+            f"{where}: got a {type(value).__name__} in the memory of a GPU, but this model uses "
+            "host memory; open it with memory='cuda:N', or copy the tensor to the host first"
+        )
+    view = import_view(value, device, where)
+    if view.datatype != spec.datatype:
+        raise _wrong_datatype(model, spec, view.datatype)
+    return view
+
+
+def _from_device_rows(
+    model: ModelSpec, spec: TensorSpec, values: Sequence[object], device: StreamSource | None
+) -> Tensor:
+    row_spec = TensorSpec(spec.name, spec.datatype, spec.shape[1:])
+    rows: list[DeviceSource] = []
+    for index, value in enumerate(values):
+        if not is_device_tensor(value):
+            raise InputError(
+                f"{_where(model, spec)}: row {index} is a {type(value).__name__} in host memory "
+                "among rows on a GPU"
+            )
+        row = _on_device(model, spec, value, device)
+        if not row_spec.accepts(row.shape) or (rows and row.shape != rows[0].shape):
+            raise InputError(
+                f"{_where(model, spec)}: expected rows of one shape {list(row_spec.shape)} "
+                f"(-1 is any), got {list(row.shape)} in row {index}"
+            )
+        rows.append(row)
+    _check_shape(model, spec, (len(rows), *rows[0].shape))
+    return DeviceTensor.of_rows(spec, rows)
+
+
+def _from_dlpack(model: ModelSpec, spec: TensorSpec, value: Any) -> Array:
+    kind, number = device_of(value) if hasattr(value, "__dlpack_device__") else (dlpack.CPU, 0)
+    if kind not in _HOST_DEVICES:
+        raise InputError(
+            f"{_where(model, spec)}: got a tensor on device ({kind}, {number}) of DLPack, which is "
+            "neither the host nor a CUDA GPU; copy it to the host first"
         )
     try:
         return np.from_dlpack(value)
@@ -114,6 +175,8 @@ def _from_rows(model: ModelSpec, spec: TensorSpec, values: Sequence[Any]) -> Ten
     row_spec = TensorSpec(spec.name, spec.datatype, spec.shape[1:])
     arrays: list[Array] = []
     for index, value in enumerate(values):
+        if is_device_tensor(value):
+            raise InputError(f"{_where(model, spec)}: row {index} is on a GPU among host rows")
         if not isinstance(value, np.ndarray):
             value = _from_dlpack(model, spec, value) if hasattr(value, "__dlpack__") else value
         if not isinstance(value, np.ndarray):
@@ -139,6 +202,7 @@ def _from_region(model: ModelSpec, spec: TensorSpec, value: RegionTensor) -> Ten
     if value.datatype != spec.datatype:
         raise _wrong_datatype(model, spec, value.datatype)
     _check_shape(model, spec, value.shape)
+    value.region.join_caller()
     return PlacedTensor(spec, value, value.shape, value.byte_size)
 
 

@@ -12,6 +12,9 @@ from ._specs import TensorSpec
 ALIGNMENT: Final = 64
 """Bytes; a cache line, and what vectorised backends want."""
 
+DEVICE_ALIGNMENT: Final = 256
+"""Bytes; what cudaMalloc gives, and what kernels rely on."""
+
 PAGE: Final = 4096
 
 
@@ -61,7 +64,7 @@ class Want:
     byte_size: int | None
 
 
-def lay_out(inputs: Iterable[Want], outputs: Iterable[Want]) -> Layout:
+def lay_out(inputs: Iterable[Want], outputs: Iterable[Want], alignment: int = ALIGNMENT) -> Layout:
     """Give each tensor its place: aligned, in order, none overlapping.
 
     Tensors without elements go inline: servers before 2.60 refuse them in shared memory.
@@ -73,7 +76,7 @@ def lay_out(inputs: Iterable[Want], outputs: Iterable[Want]) -> Layout:
         if not want.byte_size:
             return 0, None
         offset = end
-        end = align(offset + want.byte_size, ALIGNMENT)
+        end = align(offset + want.byte_size, alignment)
         return want.byte_size, offset
 
     placed_inputs = []

@@ -13,14 +13,15 @@ from __future__ import annotations
 import enum
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
-from ._arrays import place_array
-from ._datatypes import Array, Shape, byte_size_of
+from ._arrays import Root, place_array, room_array
+from ._cuda.foreign import stream_handle
+from ._datatypes import Shape, byte_size_of
 from ._errors import InferTimeout, InputError, LeaseReleased, RegionBusy
-from ._executor import Executor, Tries, result_of
+from ._executor import Executor, Tries
 from ._inputs import check_input
 from ._layout import InputPlace, Layout, OutputPlace
 from ._options import USE_DEFAULT, UseDefault, make_options, seconds
@@ -59,7 +60,7 @@ class Lease:
         self._state = LeaseState.NEW
         self._slot: Slot | None = None
         self._layout: Layout | None = None
-        self._root: Array | None = None
+        self._root: Root | None = None
         self._inputs = LeaseArrays({})
         self._results: list[weakref.ref[InferResult]] = []
         self._is_calling = False
@@ -69,7 +70,7 @@ class Lease:
         return f"<Lease of model {self._executor.spec.name!r}, {self._state.value}>"
 
     @property
-    def inputs(self) -> Mapping[str, Array]:
+    def inputs(self) -> Mapping[str, Any]:
         """Arrays over the slot by input name, of the leased shapes; write the inputs there.
 
         Raises:
@@ -202,11 +203,7 @@ class Lease:
                         self._plain = None
                         tensors = tensors or self._tensors({}, {})
                 received = check_reply(executor.spec.name, reply, request).outputs
-                arrays = await executor.engine.offload(
-                    slot,
-                    lambda: {output.spec.name: output.view() for output in received},
-                    sum(output.view_cost for output in received),
-                )
+                arrays = await executor.views(slot, received)
         except TimeoutError as error:
             raise InferTimeout(
                 f"model {executor.spec.name!r}: no answer within {limit} seconds; the slot is kept "
@@ -217,16 +214,36 @@ class Lease:
         executor.learn(received, request.shapes)
         # The next call is the same, unless an output is to come another way by then.
         self._plain = request if is_plain and not any(o.is_inline for o in received) else None
-        result = result_of(reply, arrays, options)
+        result = executor.result(reply, arrays, options)
         self._results = [reference for reference in self._results if reference() is not None]
         self._results.append(weakref.ref(result))
         return result
 
+    def release_after(self, stream: object) -> None:
+        """Have the slot wait for what is queued on a stream, too.
+
+        The streams that arrays of the lease were given to by DLPack are known. This is for
+        others: before the next `infer` is sent, and before the slot is used by anyone else
+        after the block, what is queued there by then is waited for. For a model in host
+        memory it does nothing.
+
+        Args:
+            stream: a stream of torch, CuPy or cuda.core on the model's GPU, or its handle.
+
+        Raises:
+            InputError: it is no stream.
+            LeaseReleased: the block was left.
+        """
+        slot = self._active_slot()
+        handle = stream_handle(stream)
+        if self._executor.device is not None:
+            slot.lent_streams.add(handle)
+
     # Inputs
 
-    def _input_array(self, place: InputPlace) -> Array:
+    def _input_array(self, place: InputPlace) -> Any:
         array = place_array(self._root, place)
-        return np.empty(place.shape, place.spec.dtype) if array is None else array
+        return self._executor.own_array(place.spec, place.shape) if array is None else array
 
     def _tensors(
         self, inputs: Mapping[str, object], shapes: Mapping[str, Sequence[int]]
@@ -241,7 +258,7 @@ class Lease:
         tensors: dict[str, Tensor] = {}
         for name in spec.inputs:
             if name in inputs:
-                tensors[name] = check_input(spec, name, inputs[name])
+                tensors[name] = check_input(spec, name, inputs[name], self._executor.device)
                 self._check_rows(name, tensors[name].shape)
             elif name in arrays:
                 shape = tuple(shapes.get(name, arrays[name].shape))
@@ -266,7 +283,7 @@ class Lease:
         assert self._layout is not None
         arrays = self._inputs.arrays
         places = {place.spec.name: place for place in self._layout.inputs}
-        writes: list[tuple[Tensor, Array]] = []
+        writes: list[tuple[Tensor, Any]] = []
         inline: list[Tensor] = []
         refs: list[InputRef] = []
         for given in tensors:
@@ -328,10 +345,8 @@ class Lease:
             return OutputPlace(place.spec, None, 0, None)
         return place
 
-    def _room(self, place: OutputPlace) -> Array:
-        assert self._root is not None
-        assert place.offset is not None
-        return self._root[place.offset : place.offset + place.byte_size]
+    def _room(self, place: OutputPlace) -> Any:
+        return room_array(self._root, place)
 
     def _active_slot(self) -> Slot:
         if self._state is not LeaseState.ACTIVE or self._slot is None:

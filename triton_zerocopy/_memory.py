@@ -6,9 +6,11 @@ import asyncio
 import logging
 from typing import Final
 
+from ._cuda.device import Device
 from ._errors import RegionError, RegistrationError
 from ._registration import check_release
 from ._runtime import Runtime
+from ._settings import cuda_device_of
 from ._urls import count_servers
 
 logger = logging.getLogger("triton_zerocopy")
@@ -18,15 +20,33 @@ _DECISIVE: Final = (RegistrationError, RegionError)
 
 
 class MemoryChoice:
-    """Decides once per client whether its server can see this host's shared memory."""
+    """Decides once per client and memory whether its server can see it."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._probe: asyncio.Task[None] | None = None
+        self._probes: dict[int | None, asyncio.Task[None]] = {}
         self._is_said = False
 
+    async def device(self, memory: str) -> Device | None:
+        """Return the GPU that a memory is on, None for host memory.
+
+        Raises:
+            CudaError: this process cannot use that GPU.
+            RegistrationError: the server cannot.
+            CapacityError: the GPU is full.
+            ServerUnavailable: the server did not answer.
+
+        Cancellation: as for ``uses_shm``.
+        """
+        device_id = cuda_device_of(memory)
+        if device_id is None:
+            return None
+        device = await self._runtime.open_device(device_id)
+        await self._ask(device)
+        return device
+
     async def uses_shm(self, memory: str) -> bool:
-        """Tell whether a model with this memory has its tensors in shared memory.
+        """Tell whether a model with this memory has its tensors in shared host memory.
 
         Raises:
             RegistrationError: "system" was asked for, and the server refuses or cannot.
@@ -37,10 +57,8 @@ class MemoryChoice:
         """
         if memory == "wire":
             return False
-        if self._probe is None or _has_failed(self._probe):
-            self._probe = self._runtime.spawn(self._try())
         try:
-            await asyncio.shield(self._probe)
+            await self._ask(None)
         except _DECISIVE as error:
             if memory == "system":
                 raise
@@ -50,7 +68,16 @@ class MemoryChoice:
             return False
         return True
 
-    async def _try(self) -> None:
+    async def _ask(self, device: Device | None) -> None:
+        key = None if device is None else device.id
+        probe = self._probes.get(key)
+        # A GPU that is full or refused now may not be later; "auto" decides once.
+        decisive = _DECISIVE if device is None else ()
+        if probe is None or _has_failed(probe, decisive):
+            probe = self._probes[key] = self._runtime.spawn(self._try(device))
+        await asyncio.shield(probe)
+
+    async def _try(self, device: Device | None) -> None:
         servers = await self._runtime.submit(lambda: count_servers(self._runtime.settings.target))
         if servers > 1:
             raise RegistrationError(
@@ -59,13 +86,13 @@ class MemoryChoice:
             )
         check_release(await self._runtime.server_info())
         # Nothing but trying tells: the server's extensions list shared memory either way.
-        await self._runtime.dispose(await self._runtime.new_region(_PROBE_BYTES))
+        await self._runtime.dispose(await self._runtime.new_region(_PROBE_BYTES, device))
 
 
-def _has_failed(task: asyncio.Task[None]) -> bool:
+def _has_failed(task: asyncio.Task[None], decisive: tuple[type[Exception], ...]) -> bool:
     """Tell whether a probe ended without a decision, so that it is made again."""
     if not task.done():
         return False
     return task.cancelled() or (
-        task.exception() is not None and not isinstance(task.exception(), _DECISIVE)
+        task.exception() is not None and not isinstance(task.exception(), decisive)
     )

@@ -7,10 +7,11 @@ import enum
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import Self
+from typing import Any, Self
 
 from ._calls import check_call, is_heavy
-from ._datatypes import Array
+from ._cuda.device import Device
+from ._device_executor import DeviceExecutor
 from ._engine import Engine
 from ._errors import InferenceError, InferTimeout, PoolClosed
 from ._executor import Executor, gather_all
@@ -44,6 +45,7 @@ class Model:
         spec: ModelSpec,
         *,
         uses_shm: bool,
+        device: Device | None,
         slots: int,
         max_waiting: int | None,
         shapes: Mapping[str, Sequence[int]] | None,
@@ -61,11 +63,12 @@ class Model:
         self._engine = Engine(
             runtime,
             spec.name,
+            device=device,
             slots=slots,
             max_waiting=max_waiting,
             is_ensemble=spec.is_ensemble,
         )
-        self._executor = Executor(
+        self._executor = (Executor if device is None else DeviceExecutor)(
             self._engine,
             spec,
             uses_shm=uses_shm,
@@ -94,7 +97,9 @@ class Model:
 
     @property
     def memory(self) -> str:
-        """Where its tensors are: ``"system"`` or ``"wire"``."""
+        """Where its tensors are: ``"system"``, ``"cuda:N"`` or ``"wire"``."""
+        if (device := self._executor.device) is not None:
+            return f"cuda:{device.id}"
         return "system" if self._executor.uses_shm else "wire"
 
     @property
@@ -123,7 +128,7 @@ class Model:
         inputs: Mapping[str, object],
         *,
         outputs: Sequence[str] | None = None,
-        out: Mapping[str, Array] | None = None,
+        out: Mapping[str, Any] | None = None,
         timeout: float | None | UseDefault = USE_DEFAULT,
         queue_timeout: float | None = None,
         request_id: str = "",
@@ -137,12 +142,16 @@ class Model:
 
         Args:
             inputs: a value for each input: an array of the model's datatype, anything with
-                ``__dlpack__`` in host memory, a list of such rows (each without the batch
-                dimension), plain numbers or nested lists of them, ``str`` or ``bytes`` or
-                arrays or lists of them for BYTES, or a `Region.tensor`. Shapes are full,
-                batch dimension included.
+                ``__dlpack__``, a list of such rows (each without the batch dimension), plain
+                numbers or nested lists of them, ``str`` or ``bytes`` or arrays or lists of
+                them for BYTES, a `Region.tensor`, or an adopted tensor. On a model in the
+                memory of a GPU also tensors on any GPU, through ``__dlpack__`` or
+                ``__cuda_array_interface__``, copied after the work that their producers
+                queued. Shapes are full, batch dimension included.
             outputs: names of the wanted outputs; all by default.
-            out: arrays that receive outputs, by name; of the output's dtype and shape.
+            out: what receives outputs, by name; of the output's datatype and shape: numpy
+                arrays, or on a model in the memory of a GPU also tensors on a GPU. The result
+                has these objects themselves.
             timeout: seconds for all of it: waiting for a slot, copying, the call. The
                 model's by default, None for ever.
             queue_timeout: seconds the request may wait in the server's queue, the only
@@ -152,7 +161,8 @@ class Model:
             parameters: request parameters for the model.
 
         Returns:
-            The outputs, in arrays that the caller owns.
+            The outputs, in arrays that the caller owns: numpy's, or `DeviceArray` on a model
+            in the memory of a GPU (BYTES are always numpy's).
 
         Raises:
             InputError: refused before anything was sent.
@@ -161,6 +171,7 @@ class Model:
             PoolClosed: the model is closed.
             CapacityError: no memory for the slot, or an output did not fit; ``model_ran``
                 tells which.
+            CudaError: the GPU could not copy.
             ServerUnavailable: the server did not answer.
             InferenceError: the server answered with an error.
 
@@ -180,10 +191,12 @@ class Model:
                     spec = executor.spec
                     try:
                         if is_heavy(inputs):
-                            check = partial(check_call, spec, inputs, outputs, out, options)
+                            check = partial(
+                                check_call, spec, inputs, outputs, out, options, executor.device
+                            )
                             call = await asyncio.shield(self._runtime.submit(check))
                         else:
-                            call = check_call(spec, inputs, outputs, out, options)
+                            call = check_call(spec, inputs, outputs, out, options, executor.device)
                         if call.rows is not None and call.rows > spec.max_batch_size:
                             return await run_split(executor, call, call.rows, slots=self._slots)
                         return await executor.run(call)

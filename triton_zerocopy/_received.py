@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -25,24 +25,24 @@ class Received:
     Attributes:
         spec: the output.
         shape: the shape the server gave it.
-        raw: its bytes: a view of the slot's room, or the inline bytes (read-only).
+        raw: its bytes: a view of the slot's room, or the inline bytes (a read-only numpy array).
         is_inline: True if the bytes came with the message.
         ready: an array of it that was prepared before, if there is one.
     """
 
     spec: TensorSpec
     shape: Shape
-    raw: Array
+    raw: Any
     is_inline: bool
-    ready: Array | None = None
+    ready: Any = None
 
-    def view(self) -> Array:
+    def view(self) -> Any:
         """Return the tensor without a copy; BYTES are parsed from a private copy."""
         if self.ready is not None:
             return self.ready
         if self.spec.datatype == BYTES:
             return self.decode()[0]
-        return as_tensor(self.raw, self.spec.dtype, self.shape)
+        return as_tensor(self.raw, self.spec, self.shape)
 
     def decode(self) -> tuple[Array, int]:
         """Parse BYTES out of a copy; returns the array and the bytes it took."""
@@ -50,7 +50,7 @@ class Received:
 
     def copy(self, target: Array | None = None) -> Array:
         """Return the tensor in memory of its own, in ``target`` if that is given."""
-        view = self.view()
+        view: Array = self.view()
         if target is not None:
             np.copyto(target, view, casting="equiv")
             return target
@@ -59,7 +59,7 @@ class Received:
     @property
     def copy_cost(self) -> int:
         """About how many bytes of a plain copy take as long as copying this."""
-        return self.raw.nbytes + self.view_cost
+        return int(self.raw.nbytes) + self.view_cost
 
     @property
     def view_cost(self) -> int:

@@ -19,17 +19,27 @@ from ._errors import (
     ServerUnavailable,
     SharedMemoryDisabled,
 )
+from ._regions.base import Region
+from ._regions.cuda import CudaRegion
 from ._regions.system import SystemRegion
 from ._transports.base import ServerError, ServerInfo, Transport
 
 CALL_TIMEOUT: Final = 10.0  # seconds for one call of the control plane
 _POLL: Final = 0.005  # seconds between two looks at a region that is in use
 
+CUDA_CAUSES: Final = (
+    "it runs on another host, sees no GPU (its log says why), or in a container without the same "
+    "IPC and PID namespace (docker run --ipc=host --pid=host on both); or its GPUs are numbered "
+    "otherwise (CUDA_VISIBLE_DEVICES; tell the client by server_devices), it is another MIG "
+    "instance, or this is WSL or Jetson, which have no CUDA IPC (use memory='system')"
+)
+"""All that the server answers is "invalid args"; its reasons are in its log only."""
+
 FIRST_WITH_FENCE: Final = (2, 50)
 """Servers before 2.50 (24.09) unmap a region under a running request and crash."""
 
 
-async def register(transport: Transport, region: SystemRegion) -> None:
+async def register(transport: Transport, region: Region) -> None:
     """Make a region known to the server.
 
     Raises:
@@ -37,11 +47,21 @@ async def register(transport: Transport, region: SystemRegion) -> None:
         ServerUnavailable: it did not answer.
     """
     try:
-        await transport.register_system(
-            region.name, region.key, region.byte_size, timeout=CALL_TIMEOUT
-        )
+        if isinstance(region, CudaRegion):
+            await transport.register_cuda(
+                region.name,
+                region.raw_handle,
+                region.server_device_id,
+                region.byte_size,
+                timeout=CALL_TIMEOUT,
+            )
+        else:
+            assert isinstance(region, SystemRegion)
+            await transport.register_system(
+                region.name, region.key, region.byte_size, timeout=CALL_TIMEOUT
+            )
     except ServerError as error:
-        problem = _explain(error, region.byte_size)
+        problem = _explain(error, region)
         if isinstance(problem, ServerUnavailable):
             await _take_back(transport, region, problem)
         raise problem from error
@@ -51,15 +71,29 @@ async def register(transport: Transport, region: SystemRegion) -> None:
         raise
 
 
-async def _take_back(transport: Transport, region: SystemRegion, why: BaseException) -> None:
+async def _take_back(transport: Transport, region: Region, why: BaseException) -> None:
     """Unregister a region that may or may not have been registered."""
     try:
-        await transport.unregister_system(region.name, timeout=CALL_TIMEOUT)
+        await ask_to_forget(transport, region)
     except ServerError as second:
         why.add_note(f"and it could not be unregistered: {second.message}")
 
 
-async def unregister(transport: Transport, name: str, *, timeout: float) -> None:
+async def ask_to_forget(transport: Transport, region: Region) -> None:
+    """Unregister a region, without proof that the server lets go of it. Raises ServerError."""
+    if isinstance(region, CudaRegion):
+        await transport.unregister_cuda(region.name, timeout=CALL_TIMEOUT)
+    else:
+        await transport.unregister_system(region.name, timeout=CALL_TIMEOUT)
+
+
+async def _is_known(transport: Transport, region: Region) -> bool:
+    if isinstance(region, CudaRegion):
+        return await transport.has_cuda(region.name, timeout=CALL_TIMEOUT)
+    return await transport.has_system(region.name, timeout=CALL_TIMEOUT)
+
+
+async def unregister(transport: Transport, region: Region, *, timeout: float) -> None:
     """Have the server forget a region, and return when no request uses it any more.
 
     Servers 2.50 to 2.52 refuse while the region is in use; later ones say OK at once and
@@ -68,7 +102,7 @@ async def unregister(transport: Transport, name: str, *, timeout: float) -> None
 
     Args:
         transport: the server.
-        name: the region's name.
+        region: the region.
         timeout: seconds until this gives up.
 
     Raises:
@@ -79,12 +113,12 @@ async def unregister(transport: Transport, name: str, *, timeout: float) -> None
     deadline = loop.time() + timeout
     while True:
         try:
-            await transport.unregister_system(name, timeout=CALL_TIMEOUT)
-            if not await transport.has_system(name, timeout=CALL_TIMEOUT):
+            await ask_to_forget(transport, region)
+            if not await _is_known(transport, region):
                 return
         except ServerError as error:
             if "currently in use" not in error.message:
-                raise _explain(error, 0) from error
+                raise _explain(error, region) from error
         if loop.time() >= deadline:
             raise RegistrationError(
                 f"a region is still in use by the server after {timeout:g} seconds; it stays "
@@ -102,8 +136,16 @@ def check_release(server: ServerInfo) -> None:
         )
 
 
-def _explain(error: ServerError, byte_size: int) -> RegistrationError | ServerUnavailable:
+def _explain(error: ServerError, region: Region) -> RegistrationError | ServerUnavailable:
     message = error.message
+    if isinstance(region, CudaRegion):
+        if "GPUs not supported" in message:
+            return RegistrationError("the server was built without GPU support")
+        if "failed to register" in message:
+            return ServerCannotSeeMemory(
+                f"the server cannot open memory of cuda:{region.device_id} as its GPU "
+                f"{region.server_device_id}; {CUDA_CAUSES}"
+            )
     if error.code == "UNIMPLEMENTED" and "disabled" in message:
         return SharedMemoryDisabled(
             f"{message} (servers from 2.68 on start with client shared memory off)"
@@ -120,4 +162,4 @@ def _explain(error: ServerError, byte_size: int) -> RegistrationError | ServerUn
         )
     if error.code in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"):
         return ServerUnavailable(f"the server did not answer about shared memory: {message}")
-    return RegistrationError(f"the server refused a region of {byte_size} bytes: {message}")
+    return RegistrationError(f"the server refused a region of {region.byte_size} bytes: {message}")

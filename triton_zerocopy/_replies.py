@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
+from ._cuda.foreign import StreamSource, import_view, is_device_tensor
+from ._cuda.views import DeviceView
 from ._datatypes import BYTES, DTYPES, Array, Shape, byte_size_of
 from ._errors import InferenceError, InputError
 from ._layout import OutputPlace
 from ._received import Checked, Received
 from ._requests import Request
 from ._specs import TensorSpec
+from ._tensors import DeviceSource
 from ._transports.base import InferReply, OutputReply
 
-Target = Callable[[TensorSpec, Shape], Array | None]
-"""Returns the array that an output is copied into, None for a new one."""
+Target = Callable[[TensorSpec, Shape], Any]
+"""Returns the array, or the tensor on a GPU, that an output is copied into; None for a new one."""
 
 
 def check_reply(model: str, reply: InferReply, request: Request) -> Checked:
@@ -62,7 +66,7 @@ def _check_output(
     model: str,
     output: OutputReply,
     place: OutputPlace,
-    room: Callable[[OutputPlace], Array],
+    room: Callable[[OutputPlace], Any],
 ) -> Received:
     spec = place.spec
     if output.datatype != spec.datatype:
@@ -106,10 +110,10 @@ def _check_shape(model: str, output: OutputReply, *, limit: int) -> int:
     return needed
 
 
-def into(out: dict[str, Array], model: str) -> Target:
+def into(out: Mapping[str, Array | DeviceSource], model: str) -> Target:
     """Return a target that puts outputs into the caller's own arrays."""
 
-    def target(spec: TensorSpec, shape: Shape) -> Array | None:
+    def target(spec: TensorSpec, shape: Shape) -> Array | DeviceSource | None:
         array = out.get(spec.name)
         if array is not None and array.shape != shape:
             raise InferenceError(
@@ -122,18 +126,47 @@ def into(out: dict[str, Array], model: str) -> Target:
     return target
 
 
-def check_out(model: str, spec: TensorSpec, rows: int | None, array: object) -> Array:
-    """Raise InputError unless ``array`` can receive an output as far as is known before."""
+def check_out(
+    model: str, spec: TensorSpec, rows: int | None, array: object, device: StreamSource | None
+) -> Array | DeviceSource:
+    """Return what receives an output, or raise InputError, as far as is known before."""
     where = f"model {model!r}, out={spec.name!r}"
+    if is_device_tensor(array):
+        return _check_device_out(where, spec, rows, array, device)
     if not isinstance(array, np.ndarray):
         raise InputError(f"{where}: expected a numpy array, got {type(array).__name__}")
     if array.dtype.newbyteorder("=") != DTYPES[spec.datatype]:
         raise InputError(f"{where}: expected dtype {spec.dtype}, got {array.dtype}")
     if not array.flags.writeable:
         raise InputError(f"{where}: the array is read-only")
-    expected = spec.shape if rows is None else (rows, *spec.shape[1:])
-    if not TensorSpec(spec.name, spec.datatype, expected).accepts(array.shape):
-        raise InputError(
-            f"{where}: expected shape {list(expected)} (-1 is any), got {list(array.shape)}"
-        )
+    _check_out_shape(where, spec, rows, array.shape)
     return array
+
+
+def _check_device_out(
+    where: str, spec: TensorSpec, rows: int | None, value: object, device: StreamSource | None
+) -> DeviceSource:
+    if device is None:
+        raise InputError(
+            f"{where}: a {type(value).__name__} in the memory of a GPU cannot receive an output of "
+            "a model in host memory; open it with memory='cuda:N', or pass a numpy array"
+        )
+    view = import_view(value, device, where)
+    if view.datatype != spec.datatype:
+        raise InputError(f"{where}: expected {spec.datatype}, got {view.datatype}")
+    if isinstance(view, DeviceView) and view.is_read_only:
+        raise InputError(f"{where}: the tensor is read-only")
+    if isinstance(view, DeviceView) and _overlaps(view):
+        raise InputError(f"{where}: elements of the tensor share memory (a stride of 0)")
+    _check_out_shape(where, spec, rows, view.shape)
+    return view
+
+
+def _overlaps(view: DeviceView) -> bool:
+    return any(step == 0 and size > 1 for step, size in zip(view.strides, view.shape, strict=True))
+
+
+def _check_out_shape(where: str, spec: TensorSpec, rows: int | None, shape: Shape) -> None:
+    expected = spec.shape if rows is None else (rows, *spec.shape[1:])
+    if not TensorSpec(spec.name, spec.datatype, expected).accepts(shape):
+        raise InputError(f"{where}: expected shape {list(expected)} (-1 is any), got {list(shape)}")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from ._datatypes import Array, Shape
+from ._datatypes import Shape
 from ._layout import OutputPlace
 from ._received import Checked
 from ._regions.base import Region
@@ -32,13 +33,13 @@ class Request:
 
     message: object
     shapes: Sequence[Shape]
-    writes: Sequence[tuple[Tensor, Array]]
+    writes: Sequence[tuple[Tensor, Any]]
     byte_size_written: int
     inline: Sequence[Tensor]
     placed: Sequence[Region]
     outputs: Sequence[OutputPlace]
-    ready: Sequence[Array | None]
-    room: Callable[[OutputPlace], Array]
+    ready: Sequence[Any]
+    room: Callable[[OutputPlace], Any]
     checked: Checked
 
     def write(self) -> None:

@@ -11,14 +11,24 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
+from ._cuda.device import Device, open_device
+from ._cuda.results import DeviceResults
 from ._deadlines import Deadline, Deadlines
 from ._endings import public_error
-from ._errors import ClientClosed, ForkedClientError, WrongLoopError
+from ._errors import (
+    ClientClosed,
+    ForkedClientError,
+    RegistrationError,
+    ServerUnavailable,
+    WrongLoopError,
+)
 from ._recycling import Recycler
 from ._regions.base import Region
 from ._regions.budget import Budget
-from ._regions.system import SystemRegion, new_name
-from ._registration import CALL_TIMEOUT, register, unregister
+from ._regions.cuda import make_region
+from ._regions.names import new_name
+from ._regions.system import SystemRegion
+from ._registration import ask_to_forget, register, unregister
 from ._settings import Settings
 from ._specs import ModelSpec
 from ._transports.base import ServerError, ServerInfo, Transport
@@ -60,7 +70,10 @@ class Runtime:
         self._transport: Transport | None = None
         self._threads: ThreadPoolExecutor | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._devices: dict[int, Device] = {}
+        self._results: dict[int, DeviceResults] = {}
         self._kept: list[Region] = []
+        self._unproven: list[Region] = []
         self._kept_until = 0.0
 
     # Use
@@ -164,44 +177,128 @@ class Runtime:
         """Wait for work that goes on when the caller is cancelled."""
         return await asyncio.shield(self.spawn(work))
 
+    # Devices
+
+    async def open_device(self, device_id: int) -> Device:
+        """Return a GPU of this process, for as long as the client is open.
+
+        Raises:
+            CudaError: it cannot be used; the message says why.
+        """
+        device = self._devices.get(device_id)
+        if device is None:
+            device = await self.protect(self._find_device(device_id))
+        return device
+
+    async def any_device(self) -> Device:
+        """Return a GPU that is open already, else the first one."""
+        return await self.open_device(next(iter(self._devices), 0))
+
+    async def _find_device(self, device_id: int) -> Device:
+        found = await self.submit(lambda: open_device(device_id))
+        device = self._devices.setdefault(device_id, found)
+        if device_id in self._results:
+            found.let_go()  # two asked at a time
+        else:
+            self._results[device_id] = DeviceResults(found)
+        return device
+
+    def results_on(self, device: Device) -> DeviceResults:
+        """Return what makes results on a GPU that was opened."""
+        return self._results[device.id]
+
     # Regions
 
-    async def new_region(self, byte_size: int, *, is_public: bool = False) -> SystemRegion:
-        """Make a region and register it. After an error neither is left."""
+    async def new_region(
+        self, byte_size: int, device: Device | None, *, is_public: bool = False
+    ) -> Region:
+        """Make a region and register it. After an error neither is left.
+
+        Args:
+            byte_size: bytes in it.
+            device: the GPU it is on; None for host memory.
+            is_public: True if it is for callers to use by itself.
+        """
         settings = self.settings
-        region = await self.submit(
-            lambda: SystemRegion(
+        host = self if is_public else None
+        region: Region
+        if device is None:
+            region = await self.submit(
+                lambda: SystemRegion(
+                    byte_size,
+                    owner_id=self.owner_id,
+                    budget=self.budget,
+                    mode=settings.shm_mode,
+                    gid=settings.shm_gid,
+                    host=host,
+                )
+            )
+        else:
+            region = await make_region(
+                device,
                 byte_size,
                 owner_id=self.owner_id,
                 budget=self.budget,
-                mode=settings.shm_mode,
-                gid=settings.shm_gid,
-                host=self if is_public else None,
+                server_device_id=settings.server_device_id(device.id, device.facts.uuid),
+                host=host,
             )
-        )
+        return await self.registered(region)
+
+    async def registered(self, region: Region) -> Region:
+        """Make a new region known to the server, or give it back."""
         try:
             await register(self.transport, region)
+        except ServerUnavailable:
+            # It may have been registered.
+            if region.is_host_accessible:
+                await self.submit(region.give_up)
+            else:
+                self._unproven.append(region)
+            raise
         except BaseException:
             await self.submit(region.free)
             raise
+        self._retry_unproven()
         return region
 
     async def make_known(self, region: Region) -> None:
         """Register a region again, under a new name: a name is never used twice."""
-        assert isinstance(region, SystemRegion)
         region.name = new_name(self.owner_id)
         await register(self.transport, region)
+        self._retry_unproven()
 
     async def forget(self, region: Region) -> None:
         """Unregister a region and wait until the server let go of it."""
-        await unregister(self.transport, region.name, timeout=FENCE_TIMEOUT)
+        await unregister(self.transport, region, timeout=FENCE_TIMEOUT)
 
     async def dispose(self, region: Region) -> None:
-        """Unregister a region, then free it."""
+        """Unregister a region, then free it.
+
+        Without proof that the server let go of it, what can wait for that is kept: it is
+        tried again when the server answers, and when the client closes.
+        """
         try:
             await self.forget(region)
-        finally:
-            await self.submit(region.free)
+        except BaseException:
+            if region.is_host_accessible or self.state is RuntimeState.CLOSED:
+                await self.submit(region.give_up)
+            else:
+                self._unproven.append(region)
+            raise
+        await self.submit(region.free)
+        await region.freed()
+
+    def _retry_unproven(self) -> None:
+        """The server answers again: have it let go of what it could not before."""
+        regions, self._unproven = self._unproven, []
+        for region in regions:
+            self.spawn(self._dispose_quietly(region))
+
+    async def _dispose_quietly(self, region: Region) -> None:
+        try:
+            await self.dispose(region)
+        except (RegistrationError, ServerUnavailable) as error:
+            logger.warning("memory of a GPU is kept, as a server may have it mapped: %s", error)
 
     async def abandon(self, region: Region) -> None:
         """Give up a region that a call still uses: the server may forget it by itself.
@@ -209,11 +306,11 @@ class Runtime:
         Servers from 2.53 on let go when the call ends; earlier ones keep it registered.
         """
         try:
-            await self.transport.unregister_system(region.name, timeout=CALL_TIMEOUT)
+            await ask_to_forget(self.transport, region)
         except ServerError as error:
             logger.warning("a region stays registered at the server (%s)", error.code)
         region.abandon()
-        await self.submit(region.free)
+        await self.submit(region.give_up)
 
     def keep(self, region: Region, *, until: float) -> None:
         """Put a region aside until the client closes, and until then at the earliest.
@@ -236,6 +333,7 @@ class Runtime:
         """
         self.state = RuntimeState.CLOSED
         deadline = None if timeout is None else self.loop.time() + timeout
+        self._retry_unproven()
         while self._tasks:
             left = None if deadline is None else max(0.0, deadline - self.loop.time())
             _, late = await asyncio.wait(set(self._tasks), timeout=left)
@@ -251,6 +349,10 @@ class Runtime:
             self._kept.clear()
         self._deadlines.close()
         self.recycler.clear()
+        for results in self._results.values():
+            results.close()
+        for device in self._devices.values():
+            device.let_go()
         if self._transport is not None:
             await self._transport.aclose()
         if self._threads is not None:

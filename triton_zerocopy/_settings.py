@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
+from uuid import UUID
 
-from ._errors import InputError
+from ._errors import CudaError, InputError
 from ._options import seconds
 from ._urls import SslOptions, Target, parse_url
 
 MEMORIES: Final = ("auto", "system", "wire")
+_CUDA: Final = re.compile(r"cuda:(0|[1-9]\d{0,3})")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -27,7 +30,37 @@ class Settings:
     max_shm_bytes: int | None
     shm_mode: int
     shm_gid: int | None
+    server_devices: Mapping[int, int] | Sequence[str] | None
     poison: bool
+
+    def server_device_id(self, device_id: int, uuid: bytes) -> int:
+        """Return the server's ordinal of a GPU of this process.
+
+        Raises:
+            CudaError: it is not among those that the server is said to have.
+        """
+        devices = self.server_devices
+        if devices is None:
+            return device_id
+        if isinstance(devices, Mapping):
+            if device_id in devices:
+                return devices[device_id]
+            known: object = dict(devices)
+        else:
+            wanted = uuid.hex()
+            listed = [_plain_uuid(each) for each in devices]
+            found = [n for n, each in enumerate(listed) if each and wanted.startswith(each)]
+            if len(found) == 1:
+                return found[0]
+            known = list(devices)
+        raise CudaError(
+            f"cuda:{device_id} (GPU-{UUID(bytes=uuid)}) is not one of server_devices={known}"
+        )
+
+
+def _plain_uuid(text: str) -> str:
+    """Return the digits of a UUID as CUDA_VISIBLE_DEVICES has it, which may be shortened."""
+    return text.lower().removeprefix("gpu-").replace("-", "")
 
 
 def make_settings(
@@ -41,6 +74,7 @@ def make_settings(
     max_shm_bytes: int | None,
     shm_mode: int,
     shm_gid: int | None,
+    server_devices: Mapping[int, int] | Sequence[str] | None,
     poison: bool,
 ) -> Settings:
     """Check the arguments of a client. Raises InputError for what cannot be."""
@@ -65,17 +99,41 @@ def make_settings(
         max_shm_bytes=max_shm_bytes,
         shm_mode=shm_mode,
         shm_gid=shm_gid,
+        server_devices=_check_devices(server_devices),
         poison=poison,
     )
 
 
 def check_memory(memory: str) -> str:
-    """Raise InputError for a memory that this version does not know."""
-    if isinstance(memory, str) and memory.startswith("cuda"):
-        raise InputError(f"memory={memory!r}: CUDA memory is not built into this version yet")
-    if memory not in MEMORIES:
-        raise InputError(f"memory is one of {', '.join(map(repr, MEMORIES))}, got {memory!r}")
+    """Raise InputError for what is no memory."""
+    if memory not in MEMORIES and not (isinstance(memory, str) and _CUDA.fullmatch(memory)):
+        raise InputError(
+            f"memory is one of {', '.join(map(repr, MEMORIES))} or 'cuda:0', 'cuda:1', ..., got "
+            f"{memory!r}"
+        )
     return memory
+
+
+def cuda_device_of(memory: str) -> int | None:
+    """Return the ordinal of the GPU that a memory is on; None for host memory."""
+    match = _CUDA.fullmatch(memory)
+    return int(match[1]) if match else None
+
+
+def _check_devices(
+    devices: Mapping[int, int] | Sequence[str] | None,
+) -> Mapping[int, int] | Sequence[str] | None:
+    if devices is None:
+        return None
+    if isinstance(devices, Mapping):
+        if all(isinstance(each, int) and each >= 0 for pair in devices.items() for each in pair):
+            return dict(devices)
+    elif not isinstance(devices, str) and all(isinstance(each, str) for each in devices):
+        return tuple(devices)
+    raise InputError(
+        "server_devices maps ordinals of this process to the server's, or lists the UUIDs of the "
+        f"server's GPUs in its order, got {devices!r}"
+    )
 
 
 def _check_headers(headers: Mapping[str, str] | None) -> Mapping[str, str]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
-from ._arrays import place_array
-from ._datatypes import Array
+from ._arrays import Root, place_array, room_array
 from ._layout import InputPlace, Layout, OutputPlace
 from ._received import Checked
-from ._regions.system import SystemRegion
+from ._regions.base import Region
+from ._regions.cuda import CudaRegion
 from ._slot_states import PoolItem
 from ._transports.base import InferRequest, InputRef, MemoryRef, OutputRef, Transport
 
@@ -30,8 +30,8 @@ class Prepared:
     """
 
     message: object
-    inputs: list[Array | None]
-    outputs: list[Array | None]
+    inputs: list[Any]
+    outputs: list[Any]
     checked: Checked = field(default_factory=Checked)
 
 
@@ -50,33 +50,40 @@ class Slot(PoolItem):
         "_root",
         "holds",
         "is_doubtful",
+        "is_settled",
+        "lent_streams",
         "region",
         "rest_until",
     )
 
     def __init__(self) -> None:
         super().__init__()
-        self.region: SystemRegion | None = None
+        self.region: Region | None = None
         self.holds = 0
         self.is_doubtful = False
         """True after a call that ended without proof that the server let go."""
         self.rest_until = 0.0
         """Loop time before which the region may not be unregistered; 0 for any time."""
-        self._root: Array | None = None
+        self._root: Root | None = None
         self._prepared: dict[Layout, Prepared] = {}
         self._messages: dict[object, object] = {}
-        self._lease_root: weakref.ref[Array] | None = None
+        self._lease_root: weakref.ref[Any] | None = None
+        self.lent_streams: set[int] = set()
+        """Streams that other libraries use arrays of the last lease on, as far as they said."""
+        self.is_settled = True
+        """False while work may be queued there that nobody has waited for."""
 
     @property
     def byte_size(self) -> int:
         """Bytes of shared memory in this slot."""
         return 0 if self.region is None else self.region.byte_size
 
-    def attach(self, region: SystemRegion | None) -> None:
+    def attach(self, region: Region | None) -> None:
         """Take another region, or none."""
         self.region = region
         self._root = None if region is None else region.root()
         self._lease_root = None
+        self.lent_streams = set()
         self.rest_until = 0.0
         self.forget_prepared()
 
@@ -129,18 +136,21 @@ class Slot(PoolItem):
             return None
         return MemoryRef(self.region.name, place.offset, place.byte_size)
 
-    def room(self, place: OutputPlace) -> Array:
+    def room(self, place: OutputPlace) -> Any:
         """Return the flat bytes of an output's room."""
-        assert self._root is not None
-        assert place.offset is not None
-        return self._root[place.offset : place.offset + place.byte_size]
+        return room_array(self._root, place)
 
     # Leases
 
-    def lend_root(self) -> Array:
-        """Return the array that all arrays of one lease are views of."""
+    def lend_root(self) -> Root:
+        """Return what all arrays of one lease are views of."""
         assert self.region is not None
-        root = self.region.root()
+        if isinstance(self.region, CudaRegion):
+            self.lent_streams = set()
+            self.is_settled = False
+            root: Root = self.region.root(self.lent_streams)
+        else:
+            root = self.region.root()
         self._lease_root = weakref.ref(root)
         return root
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from ._calls import Call
-from ._datatypes import Array, Shape
+from ._datatypes import Shape
 from ._errors import InferenceError
 from ._executor import Executor, gather_all
 from ._replies import Target
@@ -49,11 +50,12 @@ async def run_split(executor: Executor, call: Call, rows: int, *, slots: int) ->
     await gather_all([work(is_first=index == 0) for index in range(workers)])
     last = results[-1]
     return InferResult(
-        {name: whole.arrays[name] for name in call.outputs},
+        {name: whole.arrays[name] for name in call.outputs} | dict(call.given or {}),
         model_name=last.model_name,
         model_version=last.model_version,
         request_id=last.request_id,
         parameters=last.parameters,
+        to_host=executor.to_host,
     )
 
 
@@ -61,16 +63,16 @@ class _Whole:
     """The outputs of all parts; each is made when its row shape is known."""
 
     def __init__(self, executor: Executor, rows: int, target: Target | None) -> None:
-        self.arrays: dict[str, Array] = {}
+        self.arrays: dict[str, Any] = {}
         self._model = executor.spec.name
-        self._recycler = executor.engine.runtime.recycler
+        self._new_array = executor.new_array
         self._rows = rows
         self._target = target
 
     def part(self, start: int, stop: int) -> Target:
         """Return the target of the rows from ``start`` to before ``stop``."""
 
-        def target(spec: TensorSpec, shape: Shape) -> Array:
+        def target(spec: TensorSpec, shape: Shape) -> Any:
             if not shape or shape[0] != stop - start:
                 raise InferenceError(
                     f"output {spec.name!r} of {stop - start} rows came with shape {list(shape)}",
@@ -90,6 +92,6 @@ class _Whole:
 
         return target
 
-    def _make(self, spec: TensorSpec, shape: Shape) -> Array:
+    def _make(self, spec: TensorSpec, shape: Shape) -> Any:
         given = None if self._target is None else self._target(spec, shape)
-        return self._recycler.empty(shape, spec.dtype) if given is None else given
+        return self._new_array(spec, shape) if given is None else given

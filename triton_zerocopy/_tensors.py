@@ -8,10 +8,15 @@ from typing import Protocol
 
 import numpy as np
 
+from ._cuda.arrays import DeviceArray
+from ._cuda.transfer import Pair
+from ._cuda.views import DeviceView
 from ._datatypes import BYTES, Array, Shape, byte_size_of, encode_bytes
 from ._errors import InputError
 from ._regions.base import RegionTensor
 from ._specs import TensorSpec
+
+DeviceSource = DeviceView | DeviceArray
 
 
 class Tensor(Protocol):
@@ -28,6 +33,10 @@ class Tensor(Protocol):
 
     def write(self, target: Array) -> None:
         """Copy into ``target``: this shape and dtype, or flat uint8 for BYTES."""
+        ...
+
+    def copies(self, target: DeviceArray) -> list[Pair]:
+        """The same for a target on a GPU: what is to be copied where."""
         ...
 
     def payload(self) -> memoryview:
@@ -51,7 +60,12 @@ class DenseTensor:
     def write(self, target: Array) -> None:
         np.copyto(target, self.array, casting="equiv")
 
+    def copies(self, target: DeviceArray) -> list[Pair]:
+        return [(target, self.array)]
+
     def payload(self) -> memoryview:
+        if not self.byte_size:
+            return memoryview(b"")
         native = np.ascontiguousarray(self.array, dtype=self.spec.dtype)
         return native.reshape(-1).view(np.uint8).data
 
@@ -76,6 +90,9 @@ class RowsTensor:
     def write(self, target: Array) -> None:
         for place, row in zip(target, self.arrays, strict=True):
             np.copyto(place, row, casting="equiv")
+
+    def copies(self, target: DeviceArray) -> list[Pair]:
+        return [(target[index], row) for index, row in enumerate(self.arrays)]
 
     def payload(self) -> memoryview:
         stacked = np.empty(self.shape, self.spec.dtype)
@@ -115,11 +132,57 @@ class BytesTensor:
     def write(self, target: Array) -> None:
         target[:] = np.frombuffer(self.frame(), np.uint8)
 
+    def copies(self, target: DeviceArray) -> list[Pair]:
+        raise NotImplementedError("BYTES are never in device memory")
+
     def payload(self) -> memoryview:
         return memoryview(self.frame())
 
     def rows(self, start: int, stop: int) -> Tensor:
         return BytesTensor(self.spec, self.array[start:stop])
+
+
+@dataclass(slots=True)
+class DeviceTensor:
+    """A tensor in device memory, or rows that lie apart there; of another library or ours."""
+
+    spec: TensorSpec
+    parts: Sequence[DeviceSource]
+    is_rows: bool
+    shape: Shape
+    byte_size: int
+
+    @classmethod
+    def of(cls, spec: TensorSpec, source: DeviceSource) -> DeviceTensor:
+        """Return the tensor of a view that was checked."""
+        return cls(spec, [source], False, source.shape, byte_size_of(source.shape, source.datatype))
+
+    @classmethod
+    def of_rows(cls, spec: TensorSpec, rows: Sequence[DeviceSource]) -> DeviceTensor:
+        """Return the tensor of rows that were checked to be alike."""
+        shape = (len(rows), *rows[0].shape)
+        return cls(spec, rows, True, shape, byte_size_of(shape, spec.datatype))
+
+    def write(self, target: Array) -> None:
+        raise NotImplementedError("a tensor on a GPU is never copied to a host model")
+
+    def copies(self, target: DeviceArray) -> list[Pair]:
+        if self.is_rows:
+            return [(target[index], row) for index, row in enumerate(self.parts)]
+        return [(target, self.parts[0])]
+
+    def payload(self) -> memoryview:
+        if self.byte_size:
+            raise InputError(
+                f"input {self.spec.name!r}: a tensor on a GPU needs a place in the lease; name the "
+                "input in lease(shapes=...)"
+            )
+        return memoryview(b"")
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        if self.is_rows:
+            return DeviceTensor.of_rows(self.spec, self.parts[start:stop])
+        return DeviceTensor.of(self.spec, self.parts[0][start:stop])
 
 
 @dataclass(slots=True)
@@ -132,6 +195,9 @@ class PlacedTensor:
     byte_size: int
 
     def write(self, target: Array) -> None:
+        raise NotImplementedError("a placed tensor is never copied")
+
+    def copies(self, target: DeviceArray) -> list[Pair]:
         raise NotImplementedError("a placed tensor is never copied")
 
     def payload(self) -> memoryview:

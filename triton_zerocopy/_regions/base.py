@@ -19,25 +19,19 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
-import numpy as np
 import numpy.typing as npt
 
 from .._datatypes import (
     BYTES,
-    DTYPES,
     Array,
     Shape,
     byte_size_of,
-    datatype_of,
-    decode_bytes,
     dtype_of,
-    encode_bytes,
 )
 from .._errors import InputError, RegionBusy, RegionClosed
 
@@ -102,17 +96,36 @@ class Region(ABC):
         return f"<{type(self).__name__} {self.byte_size} bytes {self._state.value}>"
 
     @abstractmethod
-    def root(self) -> Array:
-        """Return a new flat uint8 array over all of the region; it keeps it mapped."""
+    def root(self) -> Any:
+        """Return what views of the region are made of; it keeps the memory."""
 
     @abstractmethod
     def free(self) -> None:
-        """Give the memory back. Blocking, idempotent; living arrays keep their bytes."""
+        """Give the memory back. Blocking, idempotent; living arrays keep their bytes.
+
+        Only after the server has let go of it.
+        """
+
+    def give_up(self) -> None:
+        """Give the memory back as far as that is safe while the server may have it mapped."""
+        self.free()
+
+    async def freed(self) -> None:  # noqa: B027 # host memory is free at once
+        """Wait until ``free`` has taken effect, so that the memory can be had again."""
+
+    async def settle(self) -> None:  # noqa: B027 # host memory is not used by any queue
+        """Wait for what other libraries queued on this memory, before a call uses it."""
+
+    def join_caller(self) -> None:  # noqa: B027 # as above
+        """The calling thread is about to use it in a call: order that after its own work."""
 
     # Views and places
 
-    def array(self, shape: Sequence[int], dtype: npt.DTypeLike, *, offset: int = 0) -> Array:
+    @abstractmethod
+    def array(self, shape: Sequence[int], dtype: npt.DTypeLike, *, offset: int = 0) -> Any:
         """Return an array over this memory, without a copy.
+
+        It is a numpy array, or a `DeviceArray` over memory of a GPU.
 
         Args:
             shape: the array's shape.
@@ -123,15 +136,6 @@ class Region(ABC):
             InputError: it does not lie inside the region.
             RegionClosed: the region was closed.
         """
-        self._check_open()
-        wanted = np.dtype(dtype)
-        if wanted.hasobject or wanted.itemsize == 0:
-            raise InputError(f"an array over memory needs items of a fixed size, not {wanted}")
-        self._check_host_access()
-        sizes = _check_shape(shape)
-        byte_size = math.prod(sizes) * wanted.itemsize
-        self.check_range(offset, byte_size)
-        return self.root()[offset : offset + byte_size].view(wanted).reshape(sizes)
 
     def tensor(
         self,
@@ -156,7 +160,7 @@ class Region(ABC):
         """
         self._check_open()
         dtype_of(datatype)
-        sizes = _check_shape(shape)
+        sizes = check_shape(shape)
         if datatype == BYTES:
             if byte_size is None:
                 raise InputError("a BYTES tensor in a region needs its byte_size")
@@ -170,10 +174,12 @@ class Region(ABC):
         self.check_range(offset, byte_size)
         return RegionTensor(self, sizes, datatype, offset, byte_size)
 
-    async def write(self, value: Array | bytes | memoryview, *, offset: int = 0) -> int:
+    @abstractmethod
+    async def write(self, value: Any, *, offset: int = 0) -> int:
         """Copy an array or bytes into the region; large copies run off the loop.
 
-        An array of ``bytes`` or ``str`` is framed as a BYTES tensor.
+        An array of ``bytes`` or ``str`` is framed as a BYTES tensor, in host memory only. A
+        region of device memory takes device tensors of any library, too.
 
         Returns:
             The bytes that were written.
@@ -182,20 +188,12 @@ class Region(ABC):
             RegionBusy: a call that used the region ended ambiguously.
             InputError: it does not fit at ``offset``.
             RegionClosed: the region was closed.
+            CudaError: the GPU could not copy.
 
         Cancellation: a copy that has begun goes on to its end in its thread.
         """
-        self._check_open()
-        self._check_quiet()
-        source = value if isinstance(value, np.ndarray) else np.frombuffer(value, np.uint8)
-        if source.dtype.kind in "OSTU":
-            source = np.frombuffer(encode_bytes(source), np.uint8)
-        elif datatype_of(source.dtype) is None:
-            raise InputError(f"cannot write items of dtype {source.dtype}; Triton has no such type")
-        target = self.array(source.shape, source.dtype, offset=offset)
-        await self._copy(lambda: np.copyto(target, source), source.nbytes)
-        return source.nbytes
 
+    @abstractmethod
     async def read(self, shape: Sequence[int], datatype: str, *, offset: int = 0) -> Array:
         """Copy a tensor out of the region; large copies run off the loop.
 
@@ -209,18 +207,6 @@ class Region(ABC):
 
         Cancellation: safe; nothing in the region changes.
         """
-        self._check_open()
-        if datatype == BYTES:
-            self.check_range(offset, 0)
-            sizes = _check_shape(shape)
-            raw = self.root()[offset:]
-            decoded: Array = await self._copy(
-                lambda: decode_bytes(raw.tobytes(), sizes, exact=False)[0], raw.nbytes
-            )
-            return decoded
-        view = self.array(shape, dtype_of(datatype), offset=offset)
-        copied: Array = await self._copy(view.copy, view.nbytes)
-        return copied
 
     # Calls
 
@@ -283,9 +269,14 @@ class Region(ABC):
         try:
             if self._host is not None:
                 await self._host.forget(self)
+        except BaseException:
+            self.give_up()
+            raise
+        else:
+            self.free()
+            await self.freed()
         finally:
             self._state = RegionState.CLOSED
-            self.free()
             self._closed_hook(self)
 
     def when_closed(self, hook: Callable[[Region], object]) -> None:
@@ -321,17 +312,9 @@ class Region(ABC):
                 "write into it; `await region.quiesce()` first"
             )
 
-    def _check_host_access(self) -> None:
-        if not self.is_host_accessible:
-            raise InputError(f"memory {self.memory!r} cannot be read or written by the CPU")
 
-    def _copy(self, copy: Callable[[], Any], byte_size: int) -> Awaitable[Any]:
-        if self._host is None:
-            raise RegionClosed("this region belongs to no client")
-        return self._host.run_copy(copy, byte_size)
-
-
-def _check_shape(shape: Sequence[int]) -> Shape:
+def check_shape(shape: Sequence[int]) -> Shape:
+    """Return a shape as a tuple, or raise InputError."""
     try:
         sizes = tuple(int(size) for size in shape)
     except (TypeError, ValueError):
@@ -339,6 +322,3 @@ def _check_shape(shape: Sequence[int]) -> Shape:
     if any(size < 0 for size in sizes):
         raise InputError(f"a shape has no negative sizes, got {list(sizes)}")
     return sizes
-
-
-__all__ = ["DTYPES", "Region", "RegionHost", "RegionState", "RegionTensor"]

@@ -14,23 +14,32 @@ After an error in the constructor nothing is left: no file, no descriptor, no re
 from __future__ import annotations
 
 import errno
+import math
 import mmap
 import os
-import secrets
 import sys
 import warnings
 import weakref
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
-from .._datatypes import Array
+from .._datatypes import (
+    BYTES,
+    Array,
+    datatype_of,
+    decode_bytes,
+    dtype_of,
+    encode_bytes,
+)
 from .._errors import CapacityError, InputError, RegionClosed, RegionError
-from .base import Region, RegionHost
+from .base import Region, RegionHost, check_shape
 from .budget import Budget
+from .names import new_name
 
 SHM_DIRECTORY: Final = "/dev/shm"  # noqa: S108 # what shm_open uses on Linux
-NAME_PREFIX: Final = "tzc"
 
 
 class SystemRegion(Region):
@@ -89,10 +98,48 @@ class SystemRegion(Region):
         # of them unmaps it. mmap.close() would raise BufferError while one lives.
         self._map = None
 
+    # Views and copies
 
-def new_name(owner_id: str) -> str:
-    """Return a region name that nobody can guess and that is never used again."""
-    return f"{NAME_PREFIX}-{owner_id}-{secrets.token_hex(16)}"
+    def array(self, shape: Sequence[int], dtype: npt.DTypeLike, *, offset: int = 0) -> Array:
+        self._check_open()
+        wanted = np.dtype(dtype)
+        if wanted.hasobject or wanted.itemsize == 0:
+            raise InputError(f"an array over memory needs items of a fixed size, not {wanted}")
+        sizes = check_shape(shape)
+        byte_size = math.prod(sizes) * wanted.itemsize
+        self.check_range(offset, byte_size)
+        return self.root()[offset : offset + byte_size].view(wanted).reshape(sizes)
+
+    async def write(self, value: Array | bytes | memoryview, *, offset: int = 0) -> int:
+        self._check_open()
+        self._check_quiet()
+        source = value if isinstance(value, np.ndarray) else np.frombuffer(value, np.uint8)
+        if source.dtype.kind in "OSTU":
+            source = np.frombuffer(encode_bytes(source), np.uint8)
+        elif datatype_of(source.dtype) is None:
+            raise InputError(f"cannot write items of dtype {source.dtype}; Triton has no such type")
+        target = self.array(source.shape, source.dtype, offset=offset)
+        await self._copy(lambda: np.copyto(target, source), source.nbytes)
+        return source.nbytes
+
+    async def read(self, shape: Sequence[int], datatype: str, *, offset: int = 0) -> Array:
+        self._check_open()
+        if datatype == BYTES:
+            self.check_range(offset, 0)
+            sizes = check_shape(shape)
+            raw = self.root()[offset:]
+            decoded: Array = await self._copy(
+                lambda: decode_bytes(raw.tobytes(), sizes, exact=False)[0], raw.nbytes
+            )
+            return decoded
+        view = self.array(shape, dtype_of(datatype), offset=offset)
+        copied: Array = await self._copy(view.copy, view.nbytes)
+        return copied
+
+    def _copy(self, copy: Callable[[], Any], byte_size: int) -> Awaitable[Any]:
+        if self._host is None:
+            raise RegionClosed("this region belongs to no client")
+        return self._host.run_copy(copy, byte_size)
 
 
 def _create(path: str, byte_size: int, mode: int, gid: int | None) -> mmap.mmap:

@@ -33,6 +33,7 @@ _CHANNEL_OPTIONS: Final = (
 )
 _INFER_METHOD: Final = "/inference.GRPCInferenceService/ModelInfer"
 _REGION_NAME: Final = re.compile(r"tzc-[0-9a-f]{16}-[0-9a-f]{32}")
+_HANDLE_BYTES: Final = 64
 _SMALL_ANSWER: Final = 1024  # bytes
 _REMEMBERED: Final = 256
 
@@ -131,20 +132,31 @@ class GrpcTransport:
         await self._administer(self._stub.SystemSharedMemoryRegister, request, timeout)
 
     async def unregister_system(self, name: str, *, timeout: float | None) -> None:
-        if not name:
-            raise ValueError("an empty name would unregister every client's regions")
-        request = _pb.SystemSharedMemoryUnregisterRequest(name=name)
+        request = _pb.SystemSharedMemoryUnregisterRequest(name=_some(name))
         await self._administer(self._stub.SystemSharedMemoryUnregister, request, timeout)
 
     async def has_system(self, name: str, *, timeout: float | None) -> bool:
         request = _pb.SystemSharedMemoryStatusRequest(name=name)
-        try:
-            await self._administer(self._stub.SystemSharedMemoryStatus, request, timeout)
-        except ServerError as error:
-            if error.code == "NOT_FOUND":
-                return False
-            raise
-        return True
+        return await self._is_known(self._stub.SystemSharedMemoryStatus, request, timeout)
+
+    async def register_cuda(
+        self, name: str, raw_handle: bytes, device_id: int, byte_size: int, *, timeout: float | None
+    ) -> None:
+        # The server takes a handle of any length and reads 64 bytes of it.
+        if len(raw_handle) != _HANDLE_BYTES:
+            raise ValueError(f"a CUDA IPC handle has 64 bytes, not {len(raw_handle)}")
+        request = _pb.CudaSharedMemoryRegisterRequest(
+            name=name, raw_handle=raw_handle, device_id=device_id, byte_size=byte_size
+        )
+        await self._administer(self._stub.CudaSharedMemoryRegister, request, timeout)
+
+    async def unregister_cuda(self, name: str, *, timeout: float | None) -> None:
+        request = _pb.CudaSharedMemoryUnregisterRequest(name=_some(name))
+        await self._administer(self._stub.CudaSharedMemoryUnregister, request, timeout)
+
+    async def has_cuda(self, name: str, *, timeout: float | None) -> bool:
+        request = _pb.CudaSharedMemoryStatusRequest(name=name)
+        return await self._is_known(self._stub.CudaSharedMemoryStatus, request, timeout)
 
     async def aclose(self) -> None:
         await self._channel.close()
@@ -158,6 +170,17 @@ class GrpcTransport:
         self, method: Callable[..., Awaitable[Any]], request: object, timeout: float | None
     ) -> Any:
         return await _translated(method(request, timeout=timeout, metadata=self._admin_headers))
+
+    async def _is_known(
+        self, method: Callable[..., Awaitable[Any]], request: object, timeout: float | None
+    ) -> bool:
+        try:
+            await self._administer(method, request, timeout)
+        except ServerError as error:
+            if error.code == "NOT_FOUND":
+                return False
+            raise
+        return True
 
 
 class _Flight:
@@ -194,6 +217,12 @@ class _Flight:
             # As a task does on receiving it.
             future._asyncio_future_blocking = False  # noqa: SLF001
             future.add_done_callback(self._step)
+
+
+def _some(name: str) -> str:
+    if not name:
+        raise ValueError("an empty name would unregister every client's regions")
+    return name
 
 
 def channel_credentials(ssl: SslOptions) -> grpc.ChannelCredentials:

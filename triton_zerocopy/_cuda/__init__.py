@@ -1,0 +1,1 @@
+"""CUDA: device memory, tensors of other libraries, and copies that the event loop awaits."""

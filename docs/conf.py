@@ -32,7 +32,6 @@ autodoc_preserve_defaults = True
 autodoc_inherit_docstrings = False
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
-napoleon_custom_sections = [("Raises (when awaited)", "Raises")]
 
 nitpick_ignore_regex = [
     # The standard library and numpy: their documentation is not linked, so that building this
@@ -81,11 +80,16 @@ COLON = "\0"
 def before_napoleon(
     _app: Sphinx, what: str, _name: str, _obj: object, _options: object, lines: list[str]
 ) -> None:
-    """Make indented blocks code, and keep "Where: what" in a property from being a type."""
+    """Make indented blocks code, and keep "Where: what" of a value from being a type."""
     for index in reversed(range(len(lines) - 2)):
         line, gap, block = lines[index : index + 3]
         if line[:1].strip() and not gap and block.startswith("    "):
             lines[index + 1 : index + 1] = ["", "::"]
+    for index, line in enumerate(lines):
+        if line == "Raises (when awaited):":
+            lines[index] = "Raises:"  # a name with brackets is no section to napoleon
+        elif index and lines[index - 1] == "Returns:":
+            lines[index] = line.replace(":", COLON)
     if what == "property" and lines:
         lines[0] = lines[0].replace(":", COLON)
 

@@ -34,11 +34,13 @@ SAYS = {
     "batching": "10 rows in parts of 4",
     "strings": "['HELLO!', 'WORLD!']",
     "dynamic_shapes": "the call was repeated with more room",
+    "one_program_three_memories": "9 results, the same in wire, system",
 }
 
 
 def test_no_example_is_forgotten():
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*SAYS, "fastapi_app"}
+    others = {"fastapi_app", "torch_pipeline"}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*SAYS, *others}
 
 
 def test_each_runs_by_itself_and_leaves_nothing():
@@ -53,6 +55,14 @@ def test_each_runs_by_itself_and_leaves_nothing():
             assert status == 0, f"{name}: {output}"
             assert SAYS[name] in output, name
             assert_nothing_is_left_of(program)
+
+
+def test_what_needs_a_gpu_says_so():
+    """Whether or not torch is installed, and whether or not there is a GPU."""
+    with Program(EXAMPLES / "torch_pipeline.py", CUDA_VISIBLE_DEVICES="") as program:
+        status, output = program.wait()
+    assert status == 1
+    assert re.fullmatch(r"this example needs (torch|a GPU)\b.*\n", output)
 
 
 class Program:

@@ -6,6 +6,16 @@ that is there.
 
 from __future__ import annotations
 
+import argparse
+import ctypes
+import os
+import re
+import runpy
+import shutil
+import site
+import subprocess
+from pathlib import Path
+
 import nox
 
 nox.needs_version = ">=2024.10.9"
@@ -30,11 +40,26 @@ def demo(session: nox.Session) -> None:
     session.run("python", "examples/demo.py", *session.posargs)
 
 
+def complete_pair() -> tuple[str, str]:
+    """Return the pair that runs all tests: of the middle Python, or of one that is here."""
+
+    def is_here(python: str) -> bool:
+        path = shutil.which(f"python{python}")
+        return (
+            path is not None
+            and not subprocess.run([path, "-c", ""], capture_output=True).returncode
+        )
+
+    return next((pair for pair in (PAIRS[1], *PAIRS) if is_here(pair[0])), PAIRS[1])
+
+
 def run_tests(session: nox.Session, numpy: str) -> None:
     session.install(".", *groups("tests"), f"numpy=={numpy}.*")
     # Two servers side by side: much of the time goes into waiting for them.
     workers = () if "-n" in session.posargs else ("-n", "2", "--dist", "loadfile")
-    session.run("python", "-I", "-m", "pytest", *workers, *session.posargs)
+    # What says the same everywhere is run on one of them.
+    chosen = () if (session.python, numpy) == complete_pair() else ("-m", "not once")
+    session.run("python", "-I", "-m", "pytest", *workers, *chosen, *session.posargs)
 
 
 @nox.session
@@ -81,3 +106,66 @@ def bench(session: nox.Session) -> None:
     """Measure side by side against the peers, in one run; needs gcc."""
     session.install(".", *groups("bench"))
     session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+# On a real GPU
+
+
+GPU_TESTS = ("pytest", "pytest-timeout", "hypothesis")
+"""Of the tests' needs those that tests/cuda has; trustme, FastAPI and the like are for others."""
+WHEELHOUSE = "TRITON_ZEROCOPY_WHEELHOUSE"
+
+
+def gpu_needs() -> list[str]:
+    needs = [each for each in groups("tests") if re.split("[<>=]", each)[0] in GPU_TESTS]
+    return [*needs, "cuda-bindings>=12.6"]
+
+
+def why_no_gpu() -> str | None:
+    """Ask the driver, without any package."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "no NVIDIA driver is here (libcuda.so.1)"
+    count = ctypes.c_int()
+    if status := driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+        return f"the NVIDIA driver answers with error {status}"
+    return None if count.value else "no GPU is visible"
+
+
+@nox.session
+def gpu(session: nox.Session) -> None:
+    """Run tests/cuda on the GPU of this machine, without a network if there is a wheelhouse.
+
+    ``--wheelhouse DIR`` (or TRITON_ZEROCOPY_WHEELHOUSE) is what ``gpu_wheelhouse`` has filled;
+    ``--system-site-packages`` has the packages of the Python that runs nox used, as torch, CuPy
+    and JAX. All else goes to pytest.
+    """
+    if reason := why_no_gpu():
+        session.skip(reason)
+    parser = argparse.ArgumentParser(prog="nox -s gpu --")
+    parser.add_argument("--wheelhouse", type=Path, default=os.environ.get(WHEELHOUSE))
+    parser.add_argument("--system-site-packages", action="store_true")
+    options, rest = parser.parse_known_args(session.posargs)
+    if options.system_site_packages:
+        # Not by virtualenv: what runs nox may be a virtual environment itself.
+        where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+        packages = session.run("python", "-c", where, silent=True)
+        Path(packages.strip(), "borrowed.pth").write_text("\n".join(site.getsitepackages()))
+    environment = {}
+    if options.wheelhouse is None:
+        session.install(".", *gpu_needs())
+    else:
+        wheelhouse = Path(options.wheelhouse).absolute()
+        session.install("--no-index", f"--find-links={wheelhouse}", "triton-zerocopy", *gpu_needs())
+        cache = Path(session.create_tmp(), "cache")
+        unpack = runpy.run_path("tests/cuda/wheelhouse.py")["unpack"]
+        environment = unpack(wheelhouse, cache)
+    session.run("python", "-I", "-m", "pytest", "tests/cuda", "--gpu", *rest, env=environment)
+
+
+@nox.session
+def gpu_wheelhouse(session: nox.Session) -> None:
+    """Fill a directory with what ``gpu`` needs: ``-- DIR [--without NAME ...]``."""
+    session.install(".")
+    session.run("python", "tests/cuda/wheelhouse.py", *session.posargs, "--needs", *gpu_needs())

@@ -67,19 +67,24 @@ class Call:
         )
 
 
-def is_heavy(inputs: Mapping[str, object]) -> bool:
+def is_heavy(inputs: Mapping[str, object], out: Mapping[str, object] | None) -> bool:
     """Tell whether checking the inputs takes so long that it belongs off the loop."""
     if not isinstance(inputs, dict) and not isinstance(inputs, Mapping):
         return False
+    is_long = False
     for value in inputs.values():
         if type(value) is np.ndarray and value.dtype.kind != "O":
             continue
-        first = value[0] if isinstance(value, (list, tuple)) and value else value
-        if isinstance(first, RegionTensor) or is_device_tensor(first):
-            return False  # its producer's current stream is that of the caller's thread
-        if literal_size(value) > _ON_LOOP_ELEMENTS:
-            return True
-    return False
+        if _is_of_this_thread(value):
+            return False
+        is_long = is_long or literal_size(value) > _ON_LOOP_ELEMENTS
+    return is_long and not (out and any(_is_of_this_thread(value) for value in out.values()))
+
+
+def _is_of_this_thread(value: object) -> bool:
+    """Tell whether a value is on a GPU: its producer's current stream is the calling thread's."""
+    first = value[0] if isinstance(value, (list, tuple)) and value else value
+    return isinstance(first, RegionTensor) or is_device_tensor(first)
 
 
 def check_call(

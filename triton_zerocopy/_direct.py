@@ -16,7 +16,7 @@ from ._layout import OutputPlace
 from ._received import Checked
 from ._regions.base import Region, RegionTensor
 from ._replies import check_reply
-from ._requests import Request
+from ._requests import Request, settle_all
 from ._results import InferResult
 from ._runtime import Runtime
 from ._specs import TensorSpec
@@ -66,8 +66,7 @@ async def infer_direct(
     message = await runtime.run_copy(
         lambda: runtime.transport.compose(prepared, payloads, options), size
     )
-    for region in regions.values():
-        await region.settle()
+    await settle_all(regions.values())
     try:
         reply = await _call(runtime, message, list(regions.values()))
     except ServerError as error:

@@ -116,6 +116,8 @@ class Engine:
         elif slot.when_arrays_die(lambda: self._arrays_died(slot)):
             self.pool.park(slot)
         else:
+            if slot.lent_streams:
+                slot.lent_streams = set()  # settled, and nobody has an array to use there
             self.pool.release(slot)
 
     def _arrays_died(self, slot: Slot) -> None:
@@ -128,11 +130,15 @@ class Engine:
             self._is_quiet(slot, None)
 
     def _is_quiet(self, slot: Slot, error: BaseException | None) -> None:
-        move = self.pool.unpark if error is None else self.pool.retire
+        move = self._unpark if error is None else self.pool.retire
         try:
             self.runtime.loop.call_soon_threadsafe(move, slot)
         except RuntimeError:
             pass  # the loop is closed, and the client with it
+
+    def _unpark(self, slot: Slot) -> None:
+        slot.lent_streams = set()
+        self.pool.unpark(slot)
 
     def _settle(self, slot: Slot) -> None:
         """Wait for what other libraries queued on arrays of the slot; then decide again."""

@@ -20,7 +20,7 @@ from ._output_sizes import OutputSizes
 from ._received import Checked, Received
 from ._recycling import SMALLEST
 from ._replies import check_reply
-from ._requests import Request, input_ref
+from ._requests import Request, input_ref, settle_all
 from ._results import InferResult
 from ._runtime import ON_LOOP_BYTES
 from ._slots import RequestNames, Slot
@@ -140,8 +140,7 @@ class Executor:
             lambda: compose(request.message, [t.payload() for t in request.inline], options),
             sum(tensor.byte_size for tensor in request.inline),
         )
-        for region in request.placed:
-            await region.settle()
+        await settle_all(request.placed)
         return await engine.call(slot, message, request.placed)
 
     async def _write(self, slot: Slot, request: Request) -> None:

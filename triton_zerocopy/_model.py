@@ -190,7 +190,7 @@ class Model:
                 while True:
                     spec = executor.spec
                     try:
-                        if is_heavy(inputs):
+                        if is_heavy(inputs, out):
                             check = partial(
                                 check_call, spec, inputs, outputs, out, options, executor.device
                             )

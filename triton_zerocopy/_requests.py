@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,3 +55,10 @@ def input_ref(tensor: Tensor, memory: MemoryRef | None) -> InputRef:
         source = tensor.source
         memory = MemoryRef(source.region.name, source.offset, source.byte_size)
     return InputRef(tensor.spec.name, tensor.spec.datatype, tensor.shape, memory)
+
+
+async def settle_all(regions: Iterable[Region]) -> None:
+    """Wait for what other libraries queued on memory that a request refers to."""
+    queued = [region.settle() for region in regions if region.is_device_accessible]
+    if queued:
+        await asyncio.gather(*queued)

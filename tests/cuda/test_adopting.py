@@ -72,16 +72,20 @@ async def test_no_byte_is_copied(client, gpu, emulation):
 
 async def test_what_is_queued_on_it_comes_first_at_each_use(client, gpu):
     tensor = gpu.tensor(values())
-    async with client.adopt(tensor) as ref:
-        for value in (3, 4):
+    async with client.adopt(tensor) as ref, client.model("add_one") as model:
+        for value in range(4):
             with gpu.stream() as stream, gpu.block(stream) as gate:
                 gpu.fill_(tensor, value)
-                call = asyncio.create_task(client.infer("add_one", {"INPUT0": ref}))
+                if value % 2:
+                    calling = client.infer("add_one", {"INPUT0": ref})
+                else:
+                    calling = model.infer({"INPUT0": ref})
+                call = asyncio.create_task(calling)
                 for _ in range(20):
                     await asyncio.sleep(0.001)
                 gate.open()
                 result = await call
-            assert np.array_equal(result["OUTPUT0"], np.full(LARGE, value + 1))
+            assert np.array_equal(await result.numpy("OUTPUT0"), np.full(LARGE, value + 1))
 
 
 async def test_it_is_held_until_the_server_let_go(client, gpu):
@@ -123,6 +127,10 @@ async def test_what_cannot_be_adopted(client, gpu):
     ]:
         with pytest.raises(tz.InputError, match=message):
             await client.adopt(wrong)
+
+
+@pytest.mark.emulated  # torch has segments of 2 MiB also for small tensors
+async def test_a_small_allocation(client, gpu):
     with pytest.raises(tz.CudaError, match="below 2 MiB"):
         await client.adopt(gpu.tensor(values(100)))
 

@@ -97,8 +97,16 @@ async def test_a_stream_that_nobody_said_is_known_by_release_after(client, gpu):
         lease.release_after(stream)
 
 
-async def test_a_slot_is_not_reused_under_a_queued_kernel(client, gpu):
+@pytest.mark.parametrize("next_user", ["infer", "lease"])
+async def test_a_slot_is_not_reused_under_a_queued_kernel(client, gpu, next_user):
     """A consumer's kernel still reads the output when its lease is over and its tensor gone."""
+
+    async def use(model):
+        if next_user == "infer":
+            return await model.infer({"INPUT0": X + 100})
+        async with model.lease() as lease:
+            return await lease.infer({"INPUT0": X + 100})
+
     async with client.model("fixed", slots=1) as model:
         with gpu.stream() as stream:
             async with model.lease() as lease:
@@ -107,7 +115,7 @@ async def test_a_slot_is_not_reused_under_a_queued_kernel(client, gpu):
                 gate = gpu.block(stream)
                 seen = gpu.copy(taken)  # queued, not run
                 del taken, result
-            other = asyncio.create_task(model.infer({"INPUT0": X + 100}))
+            other = asyncio.create_task(use(model))
             await turns()
             if gpu.is_emulated:
                 assert not other.done()
@@ -192,6 +200,31 @@ async def test_out_comes_after_what_was_queued_on_it(client, gpu):
             await call
             assert np.array_equal(gpu.host(before), np.zeros(4))
             assert np.array_equal(gpu.host(place), X + 1)
+
+
+@pytest.mark.parametrize("tensor_is", ["an input", "out"])
+async def test_a_long_literal_next_to_a_tensor(client, gpu, tensor_is):
+    """Long lists are read in a thread, where the caller's current stream is not current."""
+    async with client.model("echo") as model:
+        others = {name: np.zeros((1, 2), spec.dtype) for name, spec in model.inputs.items()}
+        literal = {**others, "INT64": [[1, 2]] * 5000}
+        with gpu.stream() as stream, gpu.block(stream) as gate:
+            tensor = gpu.tensor(np.zeros((1, 2), np.float32))
+            if tensor_is == "an input":
+                gpu.fill_(tensor, 8)
+                inputs, out = {**literal, "FP32": tensor}, None
+            else:
+                before = gpu.copy(tensor)
+                inputs, out = {**literal, "FP32": np.ones((1, 2), np.float32)}, {"OUT_FP32": tensor}
+            call = asyncio.create_task(model.infer(inputs, outputs=["OUT_FP32"], out=out))
+            await turns()
+            gate.open()
+            result = await call
+            if tensor_is == "an input":
+                assert np.array_equal(await result.numpy("OUT_FP32"), [[8, 8]])
+            else:
+                assert np.array_equal(gpu.host(before), [[0, 0]])
+                assert np.array_equal(gpu.host(tensor), [[1, 1]])
 
 
 async def test_one_calls_producer_does_not_hold_up_another_call(client, gpu):

@@ -26,6 +26,8 @@ from emulated_cuda.asserting import (
     ok,
 )
 
+pytestmark = pytest.mark.once
+
 MIB = 1 << 20
 KINDS = rt.cudaMemcpyKind
 ATTRIBUTES = driver.CUpointer_attribute

@@ -19,6 +19,8 @@ from emulated_cuda.arrays import (
 )
 from emulated_cuda.asserting import error_of, ok
 
+pytestmark = pytest.mark.once
+
 
 class Careless:
     """Lends a tensor without letting the consumer wait, as if no protocol were there."""

@@ -12,6 +12,8 @@ from emulated_cuda import runtime as rt
 from emulated_cuda.asserting import error_of, ok
 from emulated_cuda.build import CannotBuild
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(scope="module")
 def real_cuda():

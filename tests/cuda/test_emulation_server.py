@@ -16,6 +16,8 @@ from emulated_cuda.server import CudaServer
 from models import MODELS
 from tritonclient.utils import InferenceServerException
 
+pytestmark = pytest.mark.once
+
 SIZE = 4 << 20
 INPUT, OUTPUT = 4224, 8448  # offsets that are no multiples of a page
 GUARD = 0xA5

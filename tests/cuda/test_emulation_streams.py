@@ -12,6 +12,8 @@ import pytest
 from emulated_cuda import runtime as rt
 from emulated_cuda.asserting import bytes_of, copy, error_of, in_thread, new_stream, ok
 
+pytestmark = pytest.mark.once
+
 KINDS = rt.cudaMemcpyKind
 
 

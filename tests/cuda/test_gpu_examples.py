@@ -29,6 +29,8 @@ from emulated_cuda.server import CudaServer, server_environment
 import triton_zerocopy as tz
 from triton_zerocopy.testing import PythonModel
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 PAGE = ROOT / "docs" / "gpu.md"

@@ -217,28 +217,32 @@ def pointer_facts(address: int) -> PointerFacts:
 
 def allocation_facts(address: int) -> AllocationFacts:
     """Return what the driver says of the allocation that ``address`` lies in."""
-    driver = _driver()
-    names = driver.CUpointer_attribute
-
-    def ask(attribute: str) -> int:
-        key = getattr(names, f"CU_POINTER_ATTRIBUTE_{attribute}")
-        status, value = driver.cuPointerGetAttribute(key, address)
-        if status != driver.CUresult.CUDA_SUCCESS:
-            raise cuda_error(
-                str(getattr(status, "name", status)),
-                "the driver does not know this address",
-                int(status),
-                "looking at a tensor's memory",
-            )
-        return 0 if value is None else int(value)
-
     return AllocationFacts(
-        base=ask("RANGE_START_ADDR"),
-        byte_size=ask("RANGE_SIZE"),
-        buffer_id=ask("BUFFER_ID"),
-        is_exportable=bool(ask("IS_LEGACY_CUDA_IPC_CAPABLE")),
-        is_pooled=bool(ask("MEMPOOL_HANDLE")),
+        base=_attribute("RANGE_START_ADDR", address),
+        byte_size=_attribute("RANGE_SIZE", address),
+        buffer_id=buffer_id(address),
+        is_exportable=bool(_attribute("IS_LEGACY_CUDA_IPC_CAPABLE", address)),
+        is_pooled=bool(_attribute("MEMPOOL_HANDLE", address)),
     )
+
+
+def buffer_id(address: int) -> int:
+    """Return the number of the allocation that ``address`` lies in; see `AllocationFacts`."""
+    return _attribute("BUFFER_ID", address)
+
+
+def _attribute(name: str, address: int) -> int:
+    driver = _driver()
+    key = getattr(driver.CUpointer_attribute, f"CU_POINTER_ATTRIBUTE_{name}")
+    status, value = driver.cuPointerGetAttribute(key, address)
+    if status != driver.CUresult.CUDA_SUCCESS:
+        raise cuda_error(
+            str(getattr(status, "name", status)),
+            "the driver does not know this address",
+            int(status),
+            "looking at a tensor's memory",
+        )
+    return 0 if value is None else int(value)
 
 
 # Copies

@@ -54,7 +54,7 @@ class AdoptedRegion(CudaRegion):
         )
         self.offset = view.address - facts.base
         self._tensor = tensor
-        self._facts = facts
+        self._buffer_id = facts.buffer_id
         self._joined: set[int] = set()
 
     def join_caller(self) -> None:
@@ -74,8 +74,7 @@ class AdoptedRegion(CudaRegion):
         streams = joined | self._streams
 
         def check(finish: Finish) -> None:
-            found = cudart.allocation_facts(self._address)
-            if found.buffer_id != self._facts.buffer_id:
+            if cudart.buffer_id(self._address) != self._buffer_id:
                 raise CudaError(
                     "the memory of an adopted tensor was freed while it was adopted, and is "
                     "another allocation by now; keep it until the adoption is over"

@@ -45,10 +45,8 @@ def complete_pair() -> tuple[str, str]:
 
     def is_here(python: str) -> bool:
         path = shutil.which(f"python{python}")
-        return (
-            path is not None
-            and not subprocess.run([path, "-c", ""], capture_output=True).returncode
-        )
+        # pyenv has names for Pythons that are not activated; these do not run.
+        return bool(path) and not subprocess.call([path, "-c", ""], stderr=subprocess.DEVNULL)
 
     return next((pair for pair in (PAIRS[1], *PAIRS) if is_here(pair[0])), PAIRS[1])
 

@@ -17,7 +17,7 @@ import numpy as np
 from ._calls import Call
 from ._cuda import cudart
 from ._cuda.arrays import DeviceArray
-from ._cuda.device import Finish
+from ._cuda.countdown import Finish
 from ._cuda.foreign import import_view, locate
 from ._cuda.transfer import Pair, run_copies
 from ._cuda.views import DeviceView

@@ -28,6 +28,7 @@ from typing import Final, TypeVar
 
 from .._errors import CudaError
 from . import cudart
+from .countdown import Countdown, Finish
 from .cudart import DeviceFacts
 from .errors import cuda_error
 from .staging import Staging
@@ -35,9 +36,6 @@ from .staging import Staging
 logger = logging.getLogger("triton_zerocopy")
 
 Result = TypeVar("Result")
-Finish = Callable[[BaseException | None], None]
-"""Tells whoever waits that it is done, or what went wrong. Called in the device's thread."""
-
 _OWN_STREAMS: Final = 4
 _GUEST_STREAMS: Final = 28
 """What waits for others' work goes on streams apart, in turn: a producer that takes long holds
@@ -294,40 +292,6 @@ class Device:
         self.is_stopped = True
         self._jobs.put(None)
         self._thread.join(_EXIT_PATIENCE)
-
-
-class Countdown:
-    """Calls ``finish`` once, when several things are done; with the first error there was."""
-
-    def __init__(self, finish: Finish) -> None:
-        self._finish = finish
-        self._left = 1
-        self._error: BaseException | None = None
-
-    def more(self) -> None:
-        """There is one thing more to wait for."""
-        self._left += 1
-
-    def done(self, error: BaseException | None) -> None:
-        """One thing is done."""
-        self._error = self._error or error
-        self._left -= 1
-        if not self._left:
-            self._finish(self._error)
-
-    def guard(self, work: Callable[[], None]) -> None:
-        """Run work that may add things; what it raises is an error of all this."""
-        self.more()
-        try:
-            work()
-        except BaseException as error:  # noqa: BLE001 # the waiter's
-            self.done(error)
-        else:
-            self.done(None)
-
-    def close(self) -> None:
-        """Nothing more will come."""
-        self.done(None)
 
 
 def _resolve(future: asyncio.Future[None], error: BaseException | None) -> None:

@@ -23,7 +23,8 @@ from .._errors import CudaError
 from . import cudart
 
 if TYPE_CHECKING:
-    from .device import Countdown, Device
+    from .countdown import Countdown
+    from .device import Device
 
 BLOCK: Final = 4 << 20
 """Bytes that are moved in one go: enough to hide what a step costs."""

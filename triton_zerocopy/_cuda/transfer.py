@@ -16,7 +16,8 @@ import numpy as np
 from .._datatypes import Array
 from . import cudart
 from .copy_plan import plan_copy
-from .device import Countdown, Device, Finish
+from .countdown import Countdown, Finish
+from .device import Device
 from .views import DeviceView, packed_strides
 
 

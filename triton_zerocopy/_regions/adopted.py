@@ -11,8 +11,9 @@ from typing import Any
 
 from .._cuda import cudart
 from .._cuda.arrays import DeviceArray
+from .._cuda.countdown import Finish
 from .._cuda.cudart import AllocationFacts
-from .._cuda.device import Device, Finish
+from .._cuda.device import Device
 from .._cuda.foreign import import_view
 from .._cuda.memory import GRANULE
 from .._cuda.views import DeviceView

@@ -305,3 +305,31 @@ async def test_cancelling_the_making_of_a_region_leaves_nothing(server):
             except asyncio.CancelledError:
                 continue
             await region.aclose()
+
+
+@pytest.mark.parametrize("way", ["model", "lease", "client"])
+async def test_a_region_that_the_server_lost_is_registered_anew(server, way):
+    """The caller's own, not the slot's: also when several calls find it out at once."""
+    async with (
+        tz.Client(server.grpc_url, memory="system") as client,
+        client.region(4096) as region,
+        client.model("fixed", slots=3) as model,
+    ):
+        region.array((4,), "float32")[:] = 5
+        inputs = {"INPUT0": region.tensor((4,), "FP32")}
+
+        async def call():
+            if way == "model":
+                return (await model.infer(inputs))["OUTPUT0"]
+            if way == "client":
+                return (await client.infer("fixed", inputs))["OUTPUT0"]
+            async with model.lease() as lease:
+                return (await lease.infer(inputs))["OUTPUT0"].copy()
+
+        for _ in range(3):
+            await asyncio.gather(*(call() for _ in range(3)))
+            await client.triton.unregister_system_shared_memory(region.name)
+            for output in await asyncio.gather(*(call() for _ in range(3))):
+                assert np.array_equal(output, np.full(4, 6))
+        result = await model.infer({"INPUT0": np.zeros(4, np.float32)})
+        assert np.array_equal(result["OUTPUT0"], np.ones(4))

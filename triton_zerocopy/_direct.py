@@ -40,6 +40,53 @@ async def infer_direct(
     options: CallOptions,
 ) -> InferResult:
     """Send one request; see `Client.infer`."""
+    placed: Mapping[str, RegionTensor] = outputs if isinstance(outputs, Mapping) else {}
+    for name, place in placed.items():
+        if not isinstance(place, RegionTensor):
+            raise InputError(
+                f"output {name!r}: expected a Region.tensor, got {type(place).__name__}"
+            )
+    tensors = [*placed.values(), *inputs.values()]
+    regions = list(
+        {id(t.region): t.region for t in tensors if isinstance(t, RegionTensor)}.values()
+    )
+    for region in regions:
+        region.join_caller()
+    was_renewed = False
+    while True:
+        # Anew each time: a region that was lost has another name when it is back.
+        message = await _compose(runtime, model_name, model_version, inputs, outputs, options)
+        await settle_all(regions)
+        try:
+            reply = await _call(runtime, message, regions)
+            break
+        except ServerError as error:
+            if ending_of(error) is Ending.REGION_LOST and regions and not was_renewed:
+                was_renewed = True  # it never ran, so repeating it is safe
+                await runtime.protect(runtime.renew(regions))
+                continue
+            found = outgrown_output(error)
+            if found is not None:
+                raise CapacityError(
+                    f"model {model_name!r}: output {found[0]!r} needs {found[1]} bytes, more than "
+                    "its place in the region has; the model has run",
+                    needed=found[1],
+                    model_ran=True,
+                ) from error
+            raise public_error(error, model=model_name, request_id=options.request_id) from error
+    return await _result(
+        runtime, model_name, reply, placed, options, names=None if outputs is None else [*outputs]
+    )
+
+
+async def _compose(
+    runtime: Runtime,
+    model_name: str,
+    model_version: str,
+    inputs: Mapping[str, object],
+    outputs: Mapping[str, RegionTensor] | Sequence[str] | None,
+    options: CallOptions,
+) -> object:
     refs: list[InputRef] = []
     payloads: list[memoryview] = []
     for name, value in inputs.items():
@@ -48,40 +95,11 @@ async def infer_direct(
         if payload is not None:
             payloads.append(payload)
     placed: Mapping[str, RegionTensor] = outputs if isinstance(outputs, Mapping) else {}
-    for name, place in placed.items():
-        if not isinstance(place, RegionTensor):
-            raise InputError(
-                f"output {name!r}: expected a Region.tensor, got {type(place).__name__}"
-            )
     out_refs = [OutputRef(name, _memory(placed.get(name))) for name in outputs or ()]
-    regions = {id(tensor.region): tensor.region for tensor in placed.values()}
-    for value in inputs.values():
-        if isinstance(value, RegionTensor):
-            regions[id(value.region)] = value.region
-
-    for region in regions.values():
-        region.join_caller()
-    prepared = runtime.transport.prepare(InferRequest(model_name, model_version, refs, out_refs))
+    transport = runtime.transport
+    prepared = transport.prepare(InferRequest(model_name, model_version, refs, out_refs))
     size = sum(map(len, payloads))
-    message = await runtime.run_copy(
-        lambda: runtime.transport.compose(prepared, payloads, options), size
-    )
-    await settle_all(regions.values())
-    try:
-        reply = await _call(runtime, message, list(regions.values()))
-    except ServerError as error:
-        found = outgrown_output(error)
-        if found is not None:
-            raise CapacityError(
-                f"model {model_name!r}: output {found[0]!r} needs {found[1]} bytes, more than its "
-                "place in the region has; the model has run",
-                needed=found[1],
-                model_ran=True,
-            ) from error
-        raise public_error(error, model=model_name, request_id=options.request_id) from error
-    return await _result(
-        runtime, model_name, reply, placed, options, names=None if outputs is None else [*outputs]
-    )
+    return await runtime.run_copy(lambda: transport.compose(prepared, payloads, options), size)
 
 
 async def _call(runtime: Runtime, message: object, regions: Sequence[Region]) -> InferReply:

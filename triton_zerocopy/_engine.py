@@ -215,15 +215,18 @@ class Engine:
         slot.attach(await self.runtime.new_region(align(wanted, PAGE), self.device))
         self._largest = max(self._largest, byte_size)
 
-    async def renew(self, slot: Slot) -> None:
-        """The server lost the region: register the same memory under a new name.
+    async def renew(self, slot: Slot, placed: Sequence[Region]) -> None:
+        """The server lost a region: register the same memory under a new name.
+
+        Args:
+            slot: its region may be the one, or
+            placed: one of the caller's that the request referred to.
 
         Cancellation: the change goes on and holds the slot until it is done.
         """
-        region = slot.region
-        assert region is not None
+        regions = list({id(each): each for each in (slot.region, *placed) if each}.values())
         slot.holds += 1
-        task = self.runtime.spawn(self.runtime.make_known(region))
+        task = self.runtime.spawn(self.runtime.renew(regions))
 
         def renewed(_: object) -> None:
             slot.forget_prepared()

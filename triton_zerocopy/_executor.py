@@ -156,9 +156,10 @@ class Executor:
     ) -> None:
         """Return if the request may be sent again, else raise what the caller sees."""
         tries.count += 1
-        if ending_of(error) is Ending.REGION_LOST and slot.region and not tries.was_renewed:
+        has_region = slot.region is not None or bool(request.placed)
+        if ending_of(error) is Ending.REGION_LOST and has_region and not tries.was_renewed:
             tries.was_renewed = True  # it never ran, so repeating it is safe
-            await self.engine.renew(slot)
+            await self.engine.renew(slot, request.placed)
             return
         outgrown = outgrown_output(error)
         if outgrown is None:

@@ -146,8 +146,9 @@ class Model:
                 numbers or nested lists of them, ``str`` or ``bytes`` or arrays or lists of
                 them for BYTES, a `Region.tensor`, or an adopted tensor. On a model in the
                 memory of a GPU also tensors on any GPU, through ``__dlpack__`` or
-                ``__cuda_array_interface__``, copied after the work that their producers
-                queued. Shapes are full, batch dimension included.
+                ``__cuda_array_interface__``, copied after the work that is queued on their
+                producers' current streams when this coroutine first runs. Shapes are full,
+                batch dimension included.
             outputs: names of the wanted outputs; all by default.
             out: what receives outputs, by name; of the output's datatype and shape: numpy
                 arrays, or on a model in the memory of a GPU also tensors on a GPU. The result

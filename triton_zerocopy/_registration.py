@@ -31,7 +31,7 @@ CUDA_CAUSES: Final = (
     "it runs on another host, sees no GPU (its log says why), or in a container without the same "
     "IPC and PID namespace (docker run --ipc=host --pid=host on both); or its GPUs are numbered "
     "otherwise (CUDA_VISIBLE_DEVICES; tell the client by server_devices), it is another MIG "
-    "instance, or this is WSL or Jetson, which have no CUDA IPC (use memory='system')"
+    "instance, or this is WSL or Jetson, where CUDA IPC is limited or missing (memory='system')"
 )
 """All that the server answers is "invalid args"; its reasons are in its log only."""
 
@@ -87,7 +87,8 @@ async def ask_to_forget(transport: Transport, region: Region) -> None:
         await transport.unregister_system(region.name, timeout=CALL_TIMEOUT)
 
 
-async def _is_known(transport: Transport, region: Region) -> bool:
+async def is_known(transport: Transport, region: Region) -> bool:
+    """Tell whether the server knows a region by its name. Raises ServerError."""
     if isinstance(region, CudaRegion):
         return await transport.has_cuda(region.name, timeout=CALL_TIMEOUT)
     return await transport.has_system(region.name, timeout=CALL_TIMEOUT)
@@ -114,7 +115,7 @@ async def unregister(transport: Transport, region: Region, *, timeout: float) ->
     while True:
         try:
             await ask_to_forget(transport, region)
-            if not await _is_known(transport, region):
+            if not await is_known(transport, region):
                 return
         except ServerError as error:
             if "currently in use" not in error.message:

@@ -7,7 +7,7 @@ import enum
 import logging
 import os
 import secrets
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
@@ -28,7 +28,7 @@ from ._regions.budget import Budget
 from ._regions.cuda import make_region
 from ._regions.names import new_name
 from ._regions.system import SystemRegion
-from ._registration import ask_to_forget, register, unregister
+from ._registration import ask_to_forget, is_known, register, unregister
 from ._settings import Settings
 from ._specs import ModelSpec
 from ._transports.base import ServerError, ServerInfo, Transport
@@ -266,6 +266,21 @@ class Runtime:
         region.name = new_name(self.owner_id)
         await register(self.transport, region)
         self._retry_unproven()
+
+    async def renew(self, regions: Iterable[Region]) -> None:
+        """Register anew those of the regions that the server does not know (any more).
+
+        Raises:
+            RegistrationError, ServerUnavailable, InferenceError: what the names say.
+        """
+        for region in regions:
+            async with region.renewing:
+                try:
+                    knows = await is_known(self.transport, region)
+                except ServerError as error:
+                    raise public_error(error) from error
+                if not knows:
+                    await self.make_known(region)
 
     async def forget(self, region: Region) -> None:
         """Unregister a region and wait until the server let go of it."""

@@ -11,7 +11,6 @@ from ._arrays import Root, place_array, room_array
 from ._layout import InputPlace, Layout, OutputPlace
 from ._received import Checked
 from ._regions.base import Region
-from ._regions.cuda import CudaRegion
 from ._slot_states import PoolItem
 from ._transports.base import InferRequest, InputRef, MemoryRef, OutputRef, Transport
 
@@ -145,12 +144,10 @@ class Slot(PoolItem):
     def lend_root(self) -> Root:
         """Return what all arrays of one lease are views of."""
         assert self.region is not None
-        if isinstance(self.region, CudaRegion):
+        if self.region.is_device_accessible:
             self.lent_streams = set()
             self.is_settled = False
-            root: Root = self.region.root(self.lent_streams)
-        else:
-            root = self.region.root()
+        root = self.region.root(self.lent_streams)
         self._lease_root = weakref.ref(root)
         return root
 

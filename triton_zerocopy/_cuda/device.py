@@ -24,6 +24,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from functools import partial
 from typing import Final, TypeVar
 
 from .._errors import CudaError
@@ -229,10 +230,7 @@ class Device:
             return
         self._started.set_result(facts)
         while (job := self._next_job()) is not None:
-            try:
-                job()
-            except Exception:
-                logger.exception("a job of %r failed", self)
+            self._guard(job)
             del job  # what it refers to may be the last user
 
     def _next_job(self) -> Callable[[], None] | None:
@@ -263,8 +261,15 @@ class Device:
             except CudaError as error:
                 problem = error
             self._spare_events.append(event)
-            finish(problem)
+            self._guard(partial(finish, problem))
         return len(self._pending) < len(pending)
+
+    def _guard(self, work: Callable[[], None]) -> None:
+        """Run something that nobody waits for; the thread goes on whatever happens."""
+        try:
+            work()
+        except Exception:
+            logger.exception("a job of %r failed", self)
 
     def _retire(self) -> bool:
         with _lock:

@@ -24,8 +24,8 @@ _HINTS: Final = {
     "cudaErrorSystemDriverMismatch": "the driver's parts have different versions; reboot, or "
     "restart the container after a driver update",
     "cudaErrorNotSupported": (
-        "this GPU or system cannot do it: CUDA IPC does not exist on WSL, Windows and Jetson, and "
-        "MIG instances share memory only within one instance; use memory='system'"
+        "this GPU or system cannot do it: CUDA IPC does not exist on Jetson and Windows and is "
+        "limited on WSL, and MIG instances share memory only within one; use memory='system'"
     ),
     "cudaErrorMemoryAllocation": "use fewer slots or smaller shapes, or free memory of other users",
     "cudaErrorIllegalAddress": (

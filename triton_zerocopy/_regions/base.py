@@ -88,6 +88,8 @@ class Region(ABC):
         self._state = RegionState.OPEN
         self._calls = 0
         self._is_ambiguous = False
+        self.renewing = asyncio.Lock()
+        """Held while it is registered anew: several calls may find at once that it is lost."""
         self._idle: asyncio.Future[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._closed_hook: Callable[[Region], object] = lambda _: None
@@ -96,8 +98,11 @@ class Region(ABC):
         return f"<{type(self).__name__} {self.byte_size} bytes {self._state.value}>"
 
     @abstractmethod
-    def root(self) -> Any:
-        """Return what views of the region are made of; it keeps the memory."""
+    def root(self, streams: set[int] | None = None) -> Any:
+        """Return what views of the region are made of; it keeps the memory.
+
+        ``streams`` notes where views of device memory are used, by default for the region.
+        """
 
     @abstractmethod
     def free(self) -> None:

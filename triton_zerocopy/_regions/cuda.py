@@ -82,10 +82,6 @@ class CudaRegion(Region):
     # Memory
 
     def root(self, streams: set[int] | None = None) -> DeviceRoot:
-        """Return what arrays over this memory refer to.
-
-        ``streams`` notes where they are used; by default the region's own notes.
-        """
         if self._keeper is None:
             raise RegionClosed("the region is closed; make a new one")
         noted = self._streams if streams is None else streams

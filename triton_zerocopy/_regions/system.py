@@ -86,7 +86,7 @@ class SystemRegion(Region):
     def _path(self) -> str:
         return f"{SHM_DIRECTORY}{self.key}"
 
-    def root(self) -> Array:
+    def root(self, streams: set[int] | None = None) -> Array:  # noqa: ARG002 # host memory has none
         if self._map is None:
             raise RegionClosed("the region is closed; make a new one")
         return np.frombuffer(self._map, np.uint8)

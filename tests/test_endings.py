@@ -42,7 +42,7 @@ from triton_zerocopy._transports.base import ServerError
             tz.ServerUnavailable,
         ),
         ("CANCELLED", "", Ending.AMBIGUOUS, tz.ServerUnavailable),
-        ("DEADLINE_EXCEEDED", "", Ending.AMBIGUOUS, tz.InferenceError),
+        ("DEADLINE_EXCEEDED", "", Ending.AMBIGUOUS, tz.ServerUnavailable),
         ("UNKNOWN", "", Ending.AMBIGUOUS, tz.InferenceError),
         ("RESOURCE_EXHAUSTED", "", Ending.AMBIGUOUS, tz.InferenceError),
         ("DATA_LOSS", "unreadable answer", Ending.ANSWERED, tz.InferenceError),

@@ -76,8 +76,9 @@ def public_error(
     error: ServerError, *, model: str = "", request_id: str = ""
 ) -> InferenceError | ServerUnavailable:
     """Return the error that a caller sees, with a hint where there is a remedy."""
-    if error.code == "CANCELLED":
-        return ServerUnavailable(f"model {model!r}: no answer, {error.message}")
+    if error.code in ("CANCELLED", "DEADLINE_EXCEEDED"):
+        where = f"model {model!r}: " if model else ""
+        return ServerUnavailable(f"{where}no answer from the server, {error.message}")
     if error.code == "UNAVAILABLE" and not any(text in error.message for text in _NOT_RUN[:2]):
         hint = (
             "; pass the header that the server wants"

@@ -242,6 +242,9 @@ def _server_error(error: Any) -> ServerError:
 
 async def _translated(call: Awaitable[Result]) -> Result:
     try:
-        return await call
+        answer = await call
     except grpc.RpcError as error:
         raise _server_error(error) from error
+    if answer is None:  # what grpc.aio makes of a message that it cannot parse
+        raise ServerError("DATA_LOSS", "unreadable answer")
+    return answer

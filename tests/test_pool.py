@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 
 import hypothesis.strategies as st
 import pytest
@@ -237,7 +238,6 @@ class PoolMachine(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.loop = asyncio.new_event_loop()
         self.capacity = 2
         self.discarded = []
         self.pool = Pool(Item, self._discard, capacity=self.capacity, max_waiting=3)
@@ -247,6 +247,11 @@ class PoolMachine(RuleBasedStateMachine):
         self.quarantined = []
         self.line = []  # tasks that wait, in order
         self.is_closed = False
+
+    @functools.cached_property
+    def loop(self):
+        """Made when it is needed: not every machine that is made is run, and torn down."""
+        return asyncio.new_event_loop()
 
     def _discard(self, item):
         assert item.state is SlotState.RETIRED

@@ -459,3 +459,30 @@ async def test_closing_gives_up_on_regions_after_its_timeout(server, caplog):
         await task
     assert own_files() == set()
     await forget_all(server)
+
+
+async def test_a_connection_that_takes_half_a_second_to_make(server):
+    """As on a machine that is busy, or far away: the first call waits for it."""
+    host, port = server.grpc_url.split(":")
+
+    async def forward(reader, writer):
+        try:
+            while data := await reader.read(1 << 16):
+                writer.write(data)
+                await writer.drain()
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+
+    async def serve(reader, writer):
+        await asyncio.sleep(0.5)  # what the connection takes
+        there, back = await asyncio.open_connection(host, int(port))
+        await asyncio.gather(forward(reader, back), forward(there, writer))
+
+    proxy = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with proxy:
+        url = "{}:{}".format(*proxy.sockets[0].getsockname())
+        async with tz.Client(url) as client, client.model("fixed") as model:
+            x = np.zeros(4, np.float32)
+            assert np.array_equal((await model.infer({"INPUT0": x}))["OUTPUT0"], x + 1)

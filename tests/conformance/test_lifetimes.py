@@ -7,7 +7,6 @@ import secrets
 import pytest
 
 from .raw import (
-    PAGE,
     Gate,
     Grpc,
     Http,
@@ -210,31 +209,3 @@ def test_a_request_that_was_refused_uses_nothing(rpc, slot):
         rpc.infer_refusal("fixed", [tensor(at=(slot, 16, 0))], [output(at=("nope", 16, 64))])
     rpc.unregister(slot)
     assert not rpc.is_registered(slot)
-
-
-def test_an_ensemble_that_fails_uses_memory_that_nobody_sees(rpc, slot, memory, gate):
-    """The answer comes while a branch still works; its region is no longer counted as in use.
-
-    (Here that branch has read its input already. If not, the server would crash now.)
-    """
-    memory.write(X)
-    inputs = [tensor(shape=(2,), at=(slot, 8, 0)), gate.input]
-    outputs = [output("OUTPUT0", at=(slot, 8, 64)), output("OUTPUT1")]
-    call = rpc.begin_infer("torn", inputs, outputs)
-    gate.wait_until_reached()
-    assert call.refusal() == ("INTERNAL", "in ensemble 'torn', ValueError: this model never works")
-    rpc.unregister(slot)
-    assert not rpc.is_registered(slot)
-    gate.open()
-    gate.wait_until_passed()
-    assert memory.read(PAGE, 64) == bytes(PAGE)
-
-
-def test_steps_of_an_ensemble_that_nobody_asked_for_do_not_run(rpc, slot, memory, gate):
-    """Here the one that would fail."""
-    memory.write(X)
-    inputs = [tensor(shape=(2,), at=(slot, 8, 0)), gate.input]
-    call = rpc.begin_infer("torn", inputs, [output("OUTPUT0", at=(slot, 8, 64))])
-    gate.open()
-    assert call.result().raw_output_contents == [b""]
-    assert memory.floats(2, 64) == DONE

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from conformance.raw import Grpc, Http, Memory, floats, tensor, wait_until
-from models import MODELS
+from models import MODELS, TORN
 
 from triton_zerocopy.testing import (
     FakeState,
@@ -204,7 +204,7 @@ def test_models_that_do_not_load(tmp_path):
         "raises": (PythonModel.from_source(source, config_pbtxt=config), "KeyError: 7"),
         "c": (RawModel('backend: "identity"'), "not of 'identity'"),
         "mess": (RawModel("what is this"), "config.pbtxt"),
-        "torn": (MODELS["torn"], "depends on 'gate' which has no loaded version"),
+        "torn": (TORN, "depends on 'gate' which has no loaded version"),
     }
     for name, (model, message) in cases.items():
         with pytest.raises(ModelLoadError, match=message) as raised:

@@ -17,6 +17,7 @@ from triton_zerocopy.testing._faults import Garbage
 pytestmark = pytest.mark.anyio
 
 X = np.arange(4, dtype=np.float32)
+LINK = ("UNAVAILABLE", "the link broke")
 HARMLESS = {"extra_output", "repeated_output"}
 NOT_SEEN_IN_MEMORY = {"shape_too_small", "data_too_short", "data_too_long"}
 
@@ -76,13 +77,13 @@ async def test_an_unreadable_answer(fake):
         await works(model)
 
 
-async def test_a_lost_connection_is_fenced(fake):
+async def test_an_error_of_the_link_is_fenced(fake):
     """The slot comes back after the late write, with another region."""
     async with tz.Client(fake.grpc_url) as client, client.model("fixed", slots=1) as model:
         await works(model)
         (before,) = (await fake.astate()).registered
         await fake.ainject(
-            Fault("ModelInfer", before="running", drop=True),
+            Fault("ModelInfer", before="running", fail=LINK, goes_on=True),
             Fault("ModelInfer", before="writing", hold=True),
         )
         with pytest.raises(tz.ServerUnavailable):
@@ -106,7 +107,7 @@ async def test_an_unregister_that_gets_lost_is_repeated():
                 await works(model)
                 await server.alose_unregisters()
                 await server.ainject(
-                    Fault("ModelInfer", before="running", drop=True),
+                    Fault("ModelInfer", before="running", fail=LINK, goes_on=True),
                     Fault("ModelInfer", before="writing", hold=True),
                 )
                 with pytest.raises(tz.ServerUnavailable):

@@ -223,6 +223,38 @@ def test_a_dropped_answer_was_written(fake, rpc, memory, region):
     assert not fake.state().in_use
 
 
+@pytest.mark.parametrize("before", ["running", "writing"])
+def test_a_request_that_seems_to_fail_goes_on(fake, rpc, memory, region, before):
+    """As with an error that is not the server's own."""
+    fake.inject(
+        Fault("ModelInfer", before=before, fail=("UNAVAILABLE", "the link broke"), goes_on=True),
+        Fault("ModelInfer", before="answering", hold=True),
+    )
+    call = place(rpc, memory, region)
+    assert call.refusal() == ("UNAVAILABLE", "the link broke")
+    wait_until(lambda: fake.state().held == 1)
+    assert fake.state().in_use == {region: 2}
+    assert memory.read(16, 64) == Y
+    fake.release()
+    wait_until(lambda: not fake.state().in_use)
+
+
+def test_a_request_of_http_that_seems_to_fail_goes_on(fake, web, memory, region):
+    memory.write(X)
+    fake.inject(
+        Fault("ModelInfer", before="running", fail=("UNAVAILABLE", "gateway"), goes_on=True),
+        Fault("ModelInfer", before="writing", hold=True),
+    )
+    one = {"name": "INPUT0", "datatype": "FP32", "shape": [4], "parameters": placed(region)}
+    outputs = [{"name": "OUTPUT0", "parameters": placed(region, 16, 64)}]
+    assert web.refusal("POST", INFER, {"inputs": [one], "outputs": outputs}) == (503, "gateway")
+    assert fake.state().in_use == {region: 2}
+    assert memory.read(16, 64) == bytes(16)
+    fake.release()
+    wait_until(lambda: not fake.state().in_use)
+    assert memory.read(16, 64) == Y
+
+
 def test_only_that_connection_is_dropped(fake, rpc, memory, region):
     fake.inject(Fault("ModelInfer", before="writing", hold=True))
     call = place(rpc, memory, region)
@@ -446,6 +478,8 @@ def test_what_is_mapped_is_counted_by_the_kernel(fake, rpc, memory):
         ({"method": "ServerLive", "garble": "no_outputs"}, "Only ModelInfer"),
         ({"method": "ModelInfer", "garble": "mess"}, "'mess' is unknown"),
         ({"method": "ModelInfer", "fail": ("BAD", "")}, "'BAD' is no status code"),
+        ({"method": "ModelInfer", "hold": True, "goes_on": True}, "can go on"),
+        ({"method": "ModelInfer", "fail": ("INTERNAL", ""), "goes_on": True}, "can go on"),
         (
             {"method": "ModelInfer", "drop": True, "fail": ("INTERNAL", "")},
             "leave out drop or fail",

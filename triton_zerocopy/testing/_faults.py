@@ -76,6 +76,8 @@ class Fault:
             `running` still writes its outputs. On a Unix socket all gRPC connections are cut,
             because they cannot be told apart.
         fail: A status code and a text to answer, as `("INTERNAL", "out of luck")`.
+        goes_on: With `fail`, what has begun goes on, as if not the server had answered but
+            something on the way to it: a request that fails so while `running` still writes.
         garble: Answer with something that is not so, of ModelInfer only. The sizes of a shape
             are made so that it needs more or less than there is (`shape_too_large`,
             `shape_too_small`), that their product passes 2^64 (`shape_overflows`), or that one
@@ -96,6 +98,7 @@ class Fault:
     crash: bool = False
     drop: bool = False
     fail: tuple[str, str] | None = None
+    goes_on: bool = False
     garble: Garbage | None = None
     body: bytes | None = None
 
@@ -123,6 +126,8 @@ class Fault:
             )
         if self.drop and self.fail is not None:
             raise ValueError("A call that is dropped gets no status: leave out drop or fail.")
+        if self.goes_on and (self.fail is None or self.before not in ("running", "writing")):
+            raise ValueError("Only a call that fails while running or writing can go on.")
         effects = (self.hold, self.delay, self.crash, self.drop, self.fail, self.garble)
         if not any(effects) and self.body is None:
             raise ValueError("This fault does nothing; say hold, delay, crash, drop, fail, ...")

@@ -80,7 +80,7 @@ class GrpcFront:
         # A client that gives up is only not told: what it asked for goes on.
         work = self._begin(self._answer(method, request, call, context.invocation_metadata()))
         try:
-            return await asyncio.shield(work)
+            return await call.course.answer_of(work)
         except asyncio.CancelledError:
             call.is_cancelled = True
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import traceback
+from collections.abc import Callable
 from http import HTTPStatus
 
 from . import http_infer
@@ -29,6 +30,7 @@ class HttpFront:
         self._address = address
         self._port = port
         self._calls = HttpCalls(service)
+        self._work: set[asyncio.Task[Reply]] = set()
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -75,7 +77,24 @@ class HttpFront:
         if route is None:
             return error(HTTPStatus.NOT_FOUND, "Not Found", None)
         course = self._service.incidents.begin(route.call, route.model)
-        drop = writer.transport.abort
+        work = asyncio.create_task(
+            self._answer_route(request, route, course, writer.transport.abort)
+        )
+        self._work.add(work)
+        work.add_done_callback(self._forget)
+        try:
+            return await course.answer_of(work)
+        except Refusal as refusal:
+            return error(refusal.http_status, refusal.text, None)
+
+    def _forget(self, work: asyncio.Task[Reply]) -> None:
+        self._work.discard(work)
+        if not work.cancelled():
+            work.exception()  # there may be nobody to see it
+
+    async def _answer_route(
+        self, request: Request, route: Route, course: Course, drop: Callable[[], None]
+    ) -> Reply:
         try:
             await course.reach("handling", drop)
             restriction = self._service.restriction_of(route.call)

@@ -7,9 +7,12 @@ import os
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from .._faults import Fault, Garbage, Point
 from .refusals import Refusal
+
+Result = TypeVar("Result")
 
 CRASHED = 70
 """Exit status of a server that a fault crashed."""
@@ -92,11 +95,13 @@ class Course:
     Attributes:
         garbage: What is to be wrong with the answer.
         body: Bytes to answer with instead, or None.
+        told: Ends with what the client is told, if the call fails for it and goes on.
     """
 
     def __init__(self, faults: Sequence[Fault], hold: Callable[[], Awaitable[None]]) -> None:
         self._faults = faults
         self._hold = hold
+        self.told: asyncio.Future[Refusal] = asyncio.get_running_loop().create_future()
         self.garbage: list[Garbage] = [fault.garble for fault in faults if fault.garble]
         self.body = next((fault.body for fault in faults if fault.body is not None), None)
 
@@ -124,5 +129,21 @@ class Course:
                 drop()
                 if point in ("handling", "answering"):
                     raise Dropped
-            if fault.fail is not None:
+            if fault.fail is not None and not fault.goes_on:
                 raise Refusal(*fault.fail)
+            if fault.fail is not None and not self.told.done():
+                self.told.set_result(Refusal(*fault.fail))
+
+    async def answer_of(self, work: asyncio.Task[Result]) -> Result:
+        """Return what a call comes to, for its client; the work goes on whatever becomes of it.
+
+        Raises:
+            Dropped: Nobody is to be answered.
+            Refusal: The call fails.
+        """
+        waiting: set[asyncio.Future[Any]] = {work, self.told}
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        if self.told.done():
+            raise self.told.result()
+        self.told.cancel()
+        return work.result()

@@ -51,6 +51,10 @@ class Guard:
         self.files = own_files()
         self.children = _children()
 
+    def accept_children(self):
+        """Servers were started or have ended that other tests use, too."""
+        self.children = _children()
+
     def check(self):
         gc.collect()
         assert own_files() == self.files, "files left in /dev/shm"

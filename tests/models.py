@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import numpy as np
@@ -34,6 +35,20 @@ def add_one(INPUT0):
 def slow(INPUT0):
     """Wait as many seconds as its first value says, then write late."""
     time.sleep(float(INPUT0.flat[0]))
+    return INPUT0 + 1
+
+
+GATES = "/dev/shm/tzc-gate-"
+
+
+def gate(INPUT0, GATE):
+    """Tell by a file that it runs, and wait for another to go on; see support.Gate."""
+    gate = f"{GATES}{int(GATE[0])}"
+    open(f"{gate}.shut", "w").close()
+    deadline = time.monotonic() + 30
+    while not os.path.exists(f"{gate}.open") and time.monotonic() < deadline:
+        time.sleep(0.001)
+    os.unlink(f"{gate}.shut")
     return INPUT0 + 1
 
 
@@ -89,6 +104,9 @@ MODELS = {
     ),
     "slow": PythonModel(
         slow, inputs={"INPUT0": ("FP32", [16])}, outputs={"OUTPUT0": ("FP32", [16])}, instances=4
+    ),
+    "gate": PythonModel(
+        gate, inputs={"INPUT0": FP32, "GATE": ("INT64", [1])}, outputs={"OUTPUT0": FP32}
     ),
     "rows": PythonModel(
         rows,
@@ -185,6 +203,28 @@ ensemble_scheduling {
 }
 """
 MODELS["ensemble"] = RawModel(ENSEMBLE)
+
+# Its answer is an error, while one of its branches still waits at a gate. Not served to all
+# tests: a real server that has answered so waits long for its own end.
+_TORN = """
+platform: "ensemble"
+input [ { name: "INPUT0" data_type: TYPE_FP32 dims: [ -1 ] },
+        { name: "GATE" data_type: TYPE_INT64 dims: [ 1 ] } ]
+output [ { name: "OUTPUT0" data_type: TYPE_FP32 dims: [ -1 ] },
+         { name: "OUTPUT1" data_type: TYPE_FP32 dims: [ -1 ] } ]
+ensemble_scheduling {
+  step [
+    { model_name: "gate" model_version: -1
+      input_map { key: "INPUT0" value: "INPUT0" }
+      input_map { key: "GATE" value: "GATE" }
+      output_map { key: "OUTPUT0" value: "OUTPUT0" } },
+    { model_name: "fail" model_version: -1
+      input_map { key: "INPUT0" value: "INPUT0" }
+      output_map { key: "OUTPUT0" value: "OUTPUT1" } }
+  ]
+}
+"""
+TORN = RawModel(_TORN)
 
 
 def has_strings():

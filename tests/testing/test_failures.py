@@ -173,9 +173,9 @@ def test_a_server_that_never_gets_ready(tmp_path: Path) -> None:
 
 def test_a_deaf_server_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a while."""
-    from triton_zerocopy.testing import _server
+    from triton_zerocopy.testing import _handle
 
-    monkeypatch.setattr(_server, "_PATIENCE", 0.1)
+    monkeypatch.setattr(_handle, "_PATIENCE", 0.1)
     with TritonServer({"same": SAME}) as server:
         import os
         import signal

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 import triton_zerocopy as tz
-from triton_zerocopy.testing import PythonModel, TritonServer
+from triton_zerocopy.testing import FakeState, FakeTriton, Fault, PythonModel, TritonServer
 
 Array = npt.NDArray[np.float32]
 
@@ -57,3 +57,15 @@ def serve() -> None:
     model = PythonModel(double, inputs={"A": ("FP32", [-1])}, outputs={"B": ("FP32", [-1])})
     with TritonServer(models={"double": model}) as server:
         assert_type(server.grpc_url, str)
+    with FakeTriton({"double": model}, version="2.60.0", restricted={"health": ("a", "b")}) as fake:
+        assert_type(fake, FakeTriton)
+        fake.inject(Fault("ModelInfer", before="running", fail=("INTERNAL", "no")))
+        assert_type(fake.release(), int)
+        assert_type(fake.state(), FakeState)
+        assert_type(fake.state().calls["ModelInfer"], int)
+
+
+async def serve_and_await() -> None:
+    async with FakeTriton() as fake:
+        assert_type(await fake.arelease(), int)
+        assert_type(await fake.astate(), FakeState)

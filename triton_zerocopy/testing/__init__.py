@@ -27,10 +27,15 @@ from ._errors import (
     StartupTimeout,
     UnsupportedPlatform,
 )
+from ._fake.handle import FakeState, FakeTriton
+from ._faults import Fault
 from ._models import PythonModel, RawModel, ServableModel
 from ._server import TritonServer
 
 __all__ = [
+    "FakeState",
+    "FakeTriton",
+    "Fault",
     "InterpreterNotFound",
     "ModelLoadError",
     "NotEnoughSpace",

@@ -33,6 +33,7 @@ class ServerProcess:
         log: Path,
         directory: Path,
         shared_memory_prefix: str,
+        pass_fds: Sequence[int] = (),
     ) -> None:
         """Start the program.
 
@@ -44,6 +45,7 @@ class ServerProcess:
                 is killed.
             shared_memory_prefix: Files in /dev/shm with this prefix are its own, and are removed
                 when it has ended.
+            pass_fds: Descriptors that it inherits.
         """
         self._prefix = shared_memory_prefix
         self._is_gone = False
@@ -57,6 +59,7 @@ class ServerProcess:
                 stderr=subprocess.STDOUT,
                 env=dict(environment),
                 start_new_session=True,
+                pass_fds=pass_fds,
             )
         self.pid = self._popen.pid
         self._guard: Guard | None = None

@@ -1,0 +1,219 @@
+"""This library's own client when the server, or the way to it, misbehaves."""
+
+from __future__ import annotations
+
+import asyncio
+import typing
+
+import numpy as np
+import pytest
+from models import MODELS
+from support import needs_strings, until
+
+import triton_zerocopy as tz
+from triton_zerocopy.testing import FakeTriton, Fault
+from triton_zerocopy.testing._faults import Garbage
+
+pytestmark = pytest.mark.anyio
+
+X = np.arange(4, dtype=np.float32)
+LINK = ("UNAVAILABLE", "the link broke")
+HARMLESS = {"extra_output", "repeated_output"}
+NOT_SEEN_IN_MEMORY = {"shape_too_small", "data_too_short", "data_too_long"}
+
+
+@pytest.fixture(params=["system", "wire"])
+def memory(request):
+    return request.param
+
+
+async def works(model):
+    result = await model.infer({"INPUT0": X})
+    np.testing.assert_array_equal(result["OUTPUT0"], X + 1)
+
+
+async def eventually(condition):
+    async with asyncio.timeout(20):
+        while not await condition():
+            await asyncio.sleep(0.002)
+
+
+@pytest.mark.parametrize("kind", sorted(set(typing.get_args(Garbage)) - {"strings_past_the_end"}))
+async def test_garbage_is_refused_and_the_slot_is_used_again(fake, memory, kind):
+    """What the memory of a slot cannot show is believed: a smaller shape, or a length."""
+    async with tz.Client(fake.grpc_url, memory=memory) as client:
+        async with client.model("fixed", slots=1) as model:
+            await works(model)
+            await fake.ainject(Fault("ModelInfer", garble=kind))
+            if kind in HARMLESS:
+                await works(model)
+            elif kind in NOT_SEEN_IN_MEMORY and memory == "system":
+                result = await model.infer({"INPUT0": X})
+                size = 3 if kind == "shape_too_small" else 4
+                np.testing.assert_array_equal(result["OUTPUT0"], (X + 1)[:size])
+            else:
+                with pytest.raises(tz.InferenceError, match="model 'fixed'"):
+                    await model.infer({"INPUT0": X})
+            assert model.statistics().available == 1
+            await works(model)
+
+
+@needs_strings
+async def test_strings_past_the_end_are_refused(fake, memory):
+    async with tz.Client(fake.grpc_url, memory=memory) as client:
+        async with client.model("shout", slots=1) as model:
+            await model.infer({"TEXT": [["a"]]})
+            await fake.ainject(Fault("ModelInfer", garble="strings_past_the_end"))
+            with pytest.raises(tz.InferenceError, match="BYTES tensor ends at byte 2147483651"):
+                await model.infer({"TEXT": [["a"]]})
+            assert (await model.infer({"TEXT": [["a"]]}))["LOUD"].tolist() == [[b"AA"]]
+
+
+async def test_an_unreadable_answer(fake):
+    async with tz.Client(fake.grpc_url) as client, client.model("fixed", slots=1) as model:
+        await fake.ainject(Fault("ModelInfer", body=b"\xff\xff"))
+        with pytest.raises(tz.InferenceError, match="unreadable answer"):
+            await model.infer({"INPUT0": X})
+        await works(model)
+
+
+async def test_an_error_of_the_link_is_fenced(fake):
+    """The slot comes back after the late write, with another region."""
+    async with tz.Client(fake.grpc_url) as client, client.model("fixed", slots=1) as model:
+        await works(model)
+        (before,) = (await fake.astate()).registered
+        await fake.ainject(
+            Fault("ModelInfer", before="running", fail=LINK, goes_on=True),
+            Fault("ModelInfer", before="writing", hold=True),
+        )
+        with pytest.raises(tz.ServerUnavailable):
+            await model.infer({"INPUT0": X})
+        assert model.statistics().quarantined == 1
+        with pytest.raises(tz.InferTimeout):
+            await model.infer({"INPUT0": X}, timeout=0.05)
+        assert (await fake.astate()).registered == [before]
+        await fake.arelease()
+        await until(lambda: model.statistics().available == 1)
+        await works(model)
+        (after,) = (await fake.astate()).registered
+        assert after != before
+
+
+async def test_an_unregister_that_gets_lost_is_repeated():
+    """As servers from 2.53 on may do with one that is deferred."""
+    async with FakeTriton({"fixed": MODELS["fixed"]}, version="2.60.0") as server:
+        async with tz.Client(server.grpc_url) as client:
+            async with client.model("fixed", slots=1) as model:
+                await works(model)
+                await server.alose_unregisters()
+                await server.ainject(
+                    Fault("ModelInfer", before="running", fail=LINK, goes_on=True),
+                    Fault("ModelInfer", before="writing", hold=True),
+                )
+                with pytest.raises(tz.ServerUnavailable):
+                    await model.infer({"INPUT0": X})
+
+                async def is_asked():
+                    calls = (await server.astate()).calls
+                    return calls.get("SystemSharedMemoryUnregister", 0) >= 2
+
+                await eventually(is_asked)
+                assert model.statistics().quarantined == 1
+                await server.arelease()
+                await until(lambda: model.statistics().available == 1)
+                await works(model)
+        state = await server.astate()
+        assert (list(state.registered), state.mapped) == ([], 0)
+
+
+async def test_a_region_that_was_taken_away_comes_back(fake):
+    async with tz.Client(fake.grpc_url) as client, client.model("fixed", slots=1) as model:
+        for _ in range(3):
+            await works(model)
+            await fake.aforget()
+        await works(model)
+        assert len((await fake.astate()).registered) == 1
+
+
+async def test_shared_memory_that_is_switched_off_later(fake):
+    async with tz.Client(fake.grpc_url) as client, client.model("fixed", slots=1) as model:
+        await works(model)
+        await fake.aforget()
+        await fake.aset_client_shm(allowed=False)
+        try:
+            with pytest.raises(tz.SharedMemoryDisabled):
+                await model.infer({"INPUT0": X})
+        finally:
+            await fake.aset_client_shm(allowed=True)
+        await works(model)
+
+
+async def test_a_registration_that_nobody_confirmed_is_taken_back(fake):
+    async with tz.Client(fake.grpc_url) as client, client.model("fixed", slots=1) as model:
+        await works(model)
+        await fake.aforget()
+        await fake.ainject(
+            Fault("SystemSharedMemoryRegister", before="answering", fail=("UNAVAILABLE", "lost"))
+        )
+        with pytest.raises(tz.ServerUnavailable):
+            await model.infer({"INPUT0": X})
+        assert (await fake.astate()).registered == []
+        await works(model)
+
+
+@pytest.mark.parametrize("code", ["INTERNAL", "INVALID_ARGUMENT", "NOT_FOUND", "UNIMPLEMENTED"])
+async def test_answers_of_the_server_free_the_slot_at_once(fake, code):
+    async with tz.Client(fake.grpc_url) as client, client.model("fixed", slots=1) as model:
+        await works(model)
+        (before,) = (await fake.astate()).registered
+        await fake.ainject(Fault("ModelInfer", fail=(code, "no such luck")))
+        with pytest.raises(tz.InferenceError, match="no such luck"):
+            await model.infer({"INPUT0": X})
+        assert model.statistics().available == 1
+        await works(model)
+        assert (await fake.astate()).registered == [before]
+
+
+@pytest.mark.parametrize("code", ["UNAVAILABLE", "CANCELLED", "UNKNOWN", "DEADLINE_EXCEEDED"])
+async def test_answers_that_may_be_of_the_link_are_fenced(fake, code):
+    async with tz.Client(fake.grpc_url) as client, client.model("fixed", slots=1) as model:
+        await works(model)
+        (before,) = (await fake.astate()).registered
+        await fake.ainject(Fault("ModelInfer", fail=(code, "maybe")))
+        with pytest.raises((tz.InferenceError, tz.ServerUnavailable)):
+            await model.infer({"INPUT0": X})
+        await until(lambda: model.statistics().available == 1)
+        await works(model)
+        assert before not in (await fake.astate()).registered
+
+
+async def test_a_server_that_never_answers(fake):
+    """Timeouts end the waiting; the slot is held until there is an answer."""
+    async with tz.Client(fake.grpc_url) as client, client.model("fixed", slots=1) as model:
+        await works(model)
+        await fake.ainject(Fault("ModelInfer", hold=True))
+        with pytest.raises(tz.InferTimeout):
+            await model.infer({"INPUT0": X}, timeout=0.05)
+        assert model.statistics().in_flight == 1
+        await fake.arelease()
+        await until(lambda: model.statistics().available == 1)
+        await works(model)
+        fake.freeze()
+        with pytest.raises(tz.InferTimeout):
+            await model.infer({"INPUT0": X}, timeout=0.05)
+        fake.thaw()
+        await until(lambda: model.statistics().available == 1)
+
+
+async def test_a_crash_in_the_middle_of_a_call():
+    async with FakeTriton({"fixed": MODELS["fixed"]}) as server:
+        async with tz.Client(server.grpc_url) as client:
+            async with client.model("fixed", slots=2) as model:
+                await works(model)
+                await server.ainject(Fault("ModelInfer", before="writing", crash=True))
+                with pytest.raises(tz.ServerUnavailable):
+                    await model.infer({"INPUT0": X})
+                await server.arestart()
+                await client.wait_ready(timeout=20)
+                await works(model)
+        assert not (await server.astate()).registered

@@ -14,6 +14,16 @@ from support import own_files
 
 pytest_plugins = ["triton_zerocopy.testing.pytest_plugin"]
 
+# They say the same on every Python and numpy; see `nox -s tests`.
+ONCE = ("conformance", "fake", "test_docs.py", "test_examples.py")
+
+
+def pytest_collection_modifyitems(items):
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(here).parts[0] in ONCE:
+            item.add_marker("once")
+
 
 @pytest.fixture(
     params=[

@@ -69,7 +69,7 @@ def test_bytes_lengths_that_lie():
     received = ask(OutputReply("OUT", "BYTES", (1,), b""), datatype="BYTES")
     assert received.view().tolist() == [b"abc"]
     received = ask(OutputReply("OUT", "BYTES", (2,), b""), datatype="BYTES")
-    with pytest.raises(tz.InferenceError, match="element 1"):
+    with pytest.raises(tz.InferenceError, match="output .*: element 1"):
         received.view()
     with pytest.raises(tz.InferenceError, match="takes 68 bytes"):
         ask(OutputReply("OUT", "BYTES", (17,), b""), datatype="BYTES").view()

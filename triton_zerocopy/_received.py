@@ -11,6 +11,7 @@ import numpy as np
 
 from ._arrays import as_tensor
 from ._datatypes import BYTES, Array, Shape, decode_bytes
+from ._errors import InferenceError
 from ._specs import TensorSpec
 from ._transports.base import InferReply
 
@@ -46,7 +47,10 @@ class Received:
 
     def decode(self) -> tuple[Array, int]:
         """Parse BYTES out of a copy; returns the array and the bytes it took."""
-        return decode_bytes(self.raw.tobytes(), self.shape, exact=self.is_inline)
+        try:
+            return decode_bytes(self.raw.tobytes(), self.shape, exact=self.is_inline)
+        except InferenceError as error:
+            raise InferenceError(f"output {self.spec.name!r}: {error.message()}") from None
 
     def copy(self, target: Array | None = None) -> Array:
         """Return the tensor in memory of its own, in ``target`` if that is given."""

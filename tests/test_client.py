@@ -411,7 +411,7 @@ async def test_closing_does_not_wait_for_a_fence_for_ever(server, caplog):
     slot = next(iter(model._engine._slots))
     slot.is_doubtful = True
     await model._runtime.spawn(asyncio.sleep(0))
-    fence = client._runtime.spawn(client._runtime.dispose(slot.region))
+    fence = client._runtime.spawn(client._runtime.regions.dispose(slot.region))
     loop = asyncio.get_running_loop()
     start = loop.time()
     await client.aclose(timeout=0.1)

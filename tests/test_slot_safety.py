@@ -246,4 +246,4 @@ asyncio.run(main())
     finally:
         if process.returncode is None:
             process.kill()
-    await forget_all(server, leaves_nothing.registered)
+    await forget_all(server)

@@ -98,8 +98,9 @@ class RegionKeeper:
 
     async def _begin_owning(self, needs_files: bool) -> Owner:
         settings = self._shop.settings
+        owner: Owner
         try:
-            self._owner = await self._shop.submit(
+            owner = await self._shop.submit(
                 lambda: Owner(
                     server_key(settings.target), mode=settings.shm_mode, gid=settings.shm_gid
                 )
@@ -109,11 +110,12 @@ class RegionKeeper:
             if needs_files:
                 raise problem from error
             logger.warning("if this process is killed, its regions stay registered: %s", problem)
-            self._owner = Unrecorded()
+            owner = Unrecorded()
         finally:
             self._owning = None
+        self._owner = owner
         self._first_used()
-        return self._owner
+        return owner
 
     # Making
 

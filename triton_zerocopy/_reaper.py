@@ -18,10 +18,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from ._errors import ClientClosed, RegistrationError, ServerUnavailable
 from ._owners import Claim, claim_dead, unlink_regions
@@ -48,7 +48,8 @@ _POLL: Final = 0.005  # seconds until the second look at regions in use; then tw
 _MAX_POLL: Final = 0.5
 
 _at_work: set[str] = set()
-"""Servers for which a background reaper of this process is at work: one is enough."""
+"""Servers for which a background reaper of this process is at work. Others wait: one is enough,
+but it ends with its client."""
 
 os.register_at_fork(after_in_child=_at_work.clear)
 
@@ -90,12 +91,19 @@ class Reaper:
         self._is_closed = False
 
     def start(self) -> None:
-        """Reap in the background, unless another client of this process is doing so."""
+        """Reap in the background."""
+        if not self._is_closed:
+            self._spawn(self._reap_in_turn()).add_done_callback(_ended)
+
+    async def _reap_in_turn(self) -> Reclaimed:
         server = server_key(self._host.settings.target)
-        if server in _at_work or self._is_closed:
-            return
+        while server in _at_work:
+            await asyncio.sleep(_MAX_POLL)
         _at_work.add(server)
-        self._spawn(PATIENCE).add_done_callback(lambda task: _ended(server, task))
+        try:
+            return await self._reap(PATIENCE)
+        finally:
+            _at_work.discard(server)
 
     async def reap(self, timeout: float | None) -> Reclaimed:
         """Reap now.
@@ -110,15 +118,15 @@ class Reaper:
         Cancellation: ends the reaping. What was not given back by then is left to the next.
         """
         try:
-            return await self._spawn(timeout)
+            return await self._spawn(self._reap(timeout))
         except asyncio.CancelledError:
             current = asyncio.current_task()
             if self._is_closed and current is not None and not current.cancelling():
                 raise ClientClosed("the client was closed while it reaped") from None
             raise
 
-    def _spawn(self, timeout: float | None) -> asyncio.Task[Reclaimed]:
-        task = asyncio.get_running_loop().create_task(self._reap(timeout))
+    def _spawn(self, work: Coroutine[Any, Any, Reclaimed]) -> asyncio.Task[Reclaimed]:
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
@@ -258,8 +266,7 @@ def _remove_forgotten(claims: Sequence[Claim], server: str) -> int:
     )
 
 
-def _ended(server: str, task: asyncio.Task[Reclaimed]) -> None:
-    _at_work.discard(server)
+def _ended(task: asyncio.Task[Reclaimed]) -> None:
     if task.cancelled():
         return
     error = task.exception()

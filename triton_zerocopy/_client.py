@@ -420,7 +420,8 @@ class Client:
 
         Args:
             timeout: seconds to wait for regions that requests of dead clients still use; the
-                client's by default, None for ever.
+                client's by default, None for ever. Regions of a client that used ensembles
+                rest for 5 seconds first.
 
         Raises:
             ServerUnavailable: the server did not answer.

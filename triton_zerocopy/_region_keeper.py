@@ -90,7 +90,8 @@ class RegionKeeper:
         Raises:
             CapacityError, RegionError: the file could not be made.
         """
-        if self._owner is None:
+        is_lacking = needs_files and isinstance(self._owner, Unrecorded)
+        if self._owner is None or is_lacking:
             if self._owning is None:
                 self._owning = self._shop.spawn(self._begin_owning(needs_files))
             return await asyncio.shield(self._owning)

@@ -254,6 +254,41 @@ asyncio.run(main())
         assert await program.wait() == 0
 
 
+async def test_a_child_that_ends_in_the_ordinary_way(server):
+    """Its interpreter runs all finalizers and collects all that it inherited."""
+    code = """
+    import threading
+    ready, over = threading.Event(), threading.Event()
+    made = {}
+    async def main():
+        client, model, task = made["all"] = await calling(0.3, 7)
+        made["region"] = await client.region(64)
+        ready.set()
+        await until(over.is_set)
+        late = float((await task)["OUTPUT0"][1])
+        again = float((await model.infer({"INPUT0": tensor(0, 1)}))["OUTPUT0"][1])
+        await made["region"].aclose()
+        await client.aclose()
+        say(late=late, again=again)
+    thread = threading.Thread(target=asyncio.run, args=(main(),))
+    thread.start()
+    ready.wait()
+    child = os.fork()
+    if child == 0:
+        made.clear()
+        sys.exit(6)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    files = [name for name in os.listdir("/dev/shm") if owner_of(made["all"][0]) in name]
+    say(status=status, files=len(files))
+    over.set()
+    thread.join()
+    """
+    async with Program(code, server.grpc_url) as program:
+        assert await program.hear() == {"status": 6, "files": 3}
+        assert await program.hear() == {"late": 8, "again": 2}
+        assert await program.wait() == 0
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 async def test_children_of_multiprocessing(server, tmp_path, method):
     """They end in the ordinary way, with all finalizers; a child's own client works."""

@@ -47,6 +47,8 @@ logger = logging.getLogger("triton_zerocopy")
 _FORMAT: Final = 1
 _MAX_RECORD: Final = 4096  # bytes; what is larger was not written here
 _ATTEMPTS: Final = 100
+_LOOKS: Final = 20
+_LOOK: Final = 0.005  # seconds, some times as long as another server's reaper looks at a file
 FORGOTTEN_AFTER: Final = 24 * 3600.0
 """Seconds until the file of a dead owner is removed that no client of its server came for."""
 
@@ -117,10 +119,10 @@ os.register_at_fork(
 )
 
 
-def _try_lock(descriptor: int) -> bool:
+def _try_lock(descriptor: int, kind: int = fcntl.LOCK_EX) -> bool:
     """Lock a file; tell whether that worked, and the file still has a name."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return os.fstat(descriptor).st_nlink > 0
@@ -257,38 +259,55 @@ class Claim:
             _let_go(descriptor)
 
 
-def claim_dead(claims: list[Claim], is_stopped: Callable[[], bool] = lambda: False) -> None:
+def claim_dead(
+    claims: list[Claim], server: str, is_stopped: Callable[[], bool] = lambda: False
+) -> None:
     """Lock the files of all dead owners. Blocking.
+
+    Those of the server's own clients are locked for this process alone. Others' are only
+    looked at: that lock is shared, and must soon be released.
 
     Args:
         claims: they are added to it one by one, so that none is lost.
+        server: whose clients' regions are to be unregistered.
         is_stopped: asked before each; True ends it early.
     """
     for name in _names():
         owner_id = owner_of_file(name)
         if owner_id is not None and not is_stopped():
-            claim = _claim(f"{SHM_DIRECTORY}/{name}", owner_id)
+            claim = _claim(f"{SHM_DIRECTORY}/{name}", owner_id, server)
             if claim is not None:
                 claims.append(claim)
 
 
-def _claim(path: str, owner_id: str) -> Claim | None:
+def _claim(path: str, owner_id: str, server: str) -> Claim | None:
     try:
         # Nonblocking, for it may be anything, also a pipe that nobody writes to.
         descriptor = _hold(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         return None  # gone, a link, or not ours to open
     try:
-        if stat.S_ISREG(os.fstat(descriptor).st_mode) and _try_lock(descriptor):
+        is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        if is_file and _try_lock(descriptor, fcntl.LOCK_SH):  # so its owner is dead
             content = os.pread(descriptor, _MAX_RECORD + 1, 0)
             record = Record.parse(content)
-            if record is not None or not content:
+            if record is None and content:
+                logger.warning("%s is no owner file that this version can read; it is left", path)
+            elif record is None or record.server != server or _lock_alone(descriptor):
                 return Claim(path, owner_id, descriptor, record)
-            logger.warning("%s is no owner file that this version can read; it is left", path)
     except OSError:
         pass
     _let_go(descriptor)
     return None
+
+
+def _lock_alone(descriptor: int) -> bool:
+    """Lock a dead owner's file; tell whether that worked. Others may be looking at it."""
+    for _ in range(_LOOKS):
+        if _try_lock(descriptor):
+            return True
+        time.sleep(_LOOK)
+    return False  # another reaper is at work for it
 
 
 def unlink_regions(claims: Iterable[Claim]) -> int:

@@ -144,13 +144,14 @@ class Reaper:
         until = None if timeout is None else loop.time() + timeout
         claims: list[Claim] = []
         try:
-            await self._in_thread(lambda: claim_dead(claims, lambda: self._is_closed))
+            server = server_key(self._host.settings.target)
+            await self._in_thread(lambda: claim_dead(claims, server, lambda: self._is_closed))
             if not claims:
                 return Reclaimed(0, 0, 0, 0)
             files = await self._in_thread(lambda: unlink_regions(claims))
-            server = server_key(self._host.settings.target)
             ours = [claim for claim in claims if _server_of(claim) == server]
-            owners = await self._in_thread(lambda: _remove_forgotten(claims, server))
+            others = [claim for claim in claims if _server_of(claim) != server]
+            owners = await self._in_thread(lambda: _remove_forgotten(others))
             registrations = in_use = 0
             if ours:
                 removed, registrations, in_use = await self._unregister(ours, until)
@@ -255,15 +256,16 @@ def _remove(claims: Sequence[Claim]) -> int:
     return removed
 
 
-def _remove_forgotten(claims: Sequence[Claim], server: str) -> int:
-    """Remove files of owners that had nothing yet, and of those that no client came for."""
-    return _remove(
-        [
-            claim
-            for claim in claims
-            if claim.record is None or (claim.record.server != server and claim.is_forgotten())
-        ]
-    )
+def _remove_forgotten(others: Sequence[Claim]) -> int:
+    """Remove files of owners that had nothing yet, and of those that no client came for.
+
+    The rest is released: their own servers' clients are not to find them locked.
+    """
+    done = [claim for claim in others if claim.record is None or claim.is_forgotten()]
+    removed = _remove(done)
+    for claim in others:
+        claim.release()
+    return removed
 
 
 def _ended(task: asyncio.Task[Reclaimed]) -> None:

@@ -15,7 +15,8 @@ from support import drop_owners, own_files, own_regions, owner_files, until
 
 import triton_zerocopy as tz
 from triton_zerocopy import _owners, _reaper
-from triton_zerocopy._owners import FORGOTTEN_AFTER, Claim, Owner, Record, claim_dead
+from triton_zerocopy._claims import FORGOTTEN_AFTER, Claim, claim_dead
+from triton_zerocopy._owners import Owner, Record
 from triton_zerocopy._regions.names import new_name, new_owner_id, owner_file_name
 from triton_zerocopy._urls import parse_url, server_key
 from triton_zerocopy.testing import TritonServer
@@ -242,7 +243,7 @@ async def test_another_server_s_reaper_that_just_looks_at_it(server):
 
 def test_an_owner_that_is_just_starting(monkeypatch):
     """Between making and locking its file a reaper takes it for a dead one's: it starts again."""
-    real, reaped = _owners._try_lock, []
+    real, reaped = _owners.try_lock, []
 
     def paused(descriptor, *kind):
         path = os.readlink(f"/proc/self/fd/{descriptor}")
@@ -256,12 +257,12 @@ def test_an_owner_that_is_just_starting(monkeypatch):
         return real(descriptor)
 
     def claim_of(path):
-        descriptor = _owners._hold(path, os.O_RDONLY)
+        descriptor = _owners.hold(path, os.O_RDONLY)
         assert real(descriptor)
         return Claim(path, "0" * 16, descriptor, None)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_owners, "_try_lock", paused)
+        patch.setattr(_owners, "try_lock", paused)
         owner = Owner("nowhere:1")
     assert len(reaped) == 3
     reaped[0].remove()

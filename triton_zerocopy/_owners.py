@@ -29,28 +29,19 @@ from __future__ import annotations
 
 import fcntl
 import json
-import logging
 import os
-import stat
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from ._regions.names import new_owner_id, owner_file_name, owner_of_file, owner_of_region
+from ._regions.names import new_owner_id, owner_file_name
 from ._regions.system import SHM_DIRECTORY
 
-logger = logging.getLogger("triton_zerocopy")
-
 _FORMAT: Final = 1
-_MAX_RECORD: Final = 4096  # bytes; what is larger was not written here
+MAX_RECORD: Final = 4096  # bytes; what is larger was not written here
 _ATTEMPTS: Final = 100
-_LOOKS: Final = 20
-_LOOK: Final = 0.005  # seconds, some times as long as another server's reaper looks at a file
-FORGOTTEN_AFTER: Final = 24 * 3600.0
-"""Seconds until the file of a dead owner is removed that no client of its server came for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +65,7 @@ class Record:
     @staticmethod
     def parse(content: bytes) -> Record | None:
         """Return what a file's content says, None if that makes no sense."""
-        if len(content) > _MAX_RECORD:
+        if len(content) > MAX_RECORD:
             return None
         try:
             found = json.loads(content)
@@ -94,14 +85,16 @@ _held: set[int] = set()
 _holding = threading.RLock()  # reentrant: a finalizer may run while it is held
 
 
-def _hold(path: str, flags: int) -> int:
+def hold(path: str, flags: int) -> int:
+    """Open a file that is to be locked; a forked child closes its copy."""
     with _holding:
         descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         _held.add(descriptor)
     return descriptor
 
 
-def _let_go(descriptor: int) -> None:
+def let_go(descriptor: int) -> None:
+    """Close what ``hold`` opened, and so unlock it."""
     with _holding:
         _held.discard(descriptor)
         os.close(descriptor)
@@ -119,7 +112,7 @@ os.register_at_fork(
 )
 
 
-def _try_lock(descriptor: int, kind: int = fcntl.LOCK_EX) -> bool:
+def try_lock(descriptor: int, kind: int = fcntl.LOCK_EX) -> bool:
     """Lock a file; tell whether that worked, and the file still has a name."""
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
@@ -154,19 +147,19 @@ class Owner:
     def _create(self, mode: int, gid: int | None) -> bool:
         self.id = new_owner_id()
         self._path = f"{SHM_DIRECTORY}/{owner_file_name(self.id)}"
-        self._descriptor = _hold(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        self._descriptor = hold(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
-            if not _try_lock(self._descriptor):
+            if not try_lock(self._descriptor):
                 # A reaper has it, and removes it.
-                _let_go(self._descriptor)
+                let_go(self._descriptor)
                 return False
             if gid is not None:
                 os.fchown(self._descriptor, -1, gid)
             os.fchmod(self._descriptor, mode)  # after chown, which clears bits
             self._write()
         except BaseException:
-            _unlink(self._path)
-            _let_go(self._descriptor)
+            unlink(self._path)
+            let_go(self._descriptor)
             raise
         return True
 
@@ -193,8 +186,8 @@ def _end(path: str, descriptor: int, names: set[str], pid: int) -> None:
     if os.getpid() != pid:
         return  # closed after the fork; the file is the parent's
     if not names:
-        _unlink(path)
-    _let_go(descriptor)
+        unlink(path)
+    let_go(descriptor)
 
 
 class Unrecorded(Owner):
@@ -211,133 +204,8 @@ class Unrecorded(Owner):
         """There is nothing to release."""
 
 
-class Claim:
-    """The file of a dead owner, locked by this process so that nobody else reaps it.
-
-    Attributes:
-        id: what the names of the owner's regions carry.
-        record: what the file says; None for one that was never written, whose owner had
-            nothing yet.
-    """
-
-    def __init__(self, path: str, owner_id: str, descriptor: int, record: Record | None) -> None:
-        self.id = owner_id
-        self.record = record
-        self._path = path
-        self._descriptor: int | None = descriptor
-
-    @property
-    def user(self) -> int:
-        """The user that the file belongs to."""
-        assert self._descriptor is not None
-        return os.fstat(self._descriptor).st_uid
-
-    def remove(self) -> bool:
-        """Remove the file; tell whether that was allowed."""
-        try:
-            _unlink(self._path)
-        except OSError:
-            return False  # in a sticky directory only its own user may
-        return True
-
-    def is_forgotten(self) -> bool:
-        """Tell whether the owner was found dead long ago; notes the time if it is the first."""
-        assert self._descriptor is not None
-        found_dead = os.fstat(self._descriptor).st_mtime
-        if found_dead:
-            return time.time() - found_dead > FORGOTTEN_AFTER
-        try:
-            os.utime(self._descriptor)
-        except OSError:
-            pass  # not ours; its own user's clients will
-        return False
-
-    def release(self) -> None:
-        """Give the lock back. Idempotent."""
-        if self._descriptor is not None:
-            descriptor, self._descriptor = self._descriptor, None
-            _let_go(descriptor)
-
-
-def claim_dead(
-    claims: list[Claim], server: str, is_stopped: Callable[[], bool] = lambda: False
-) -> None:
-    """Lock the files of all dead owners. Blocking.
-
-    Those of the server's own clients are locked for this process alone. Others' are only
-    looked at: that lock is shared, and must soon be released.
-
-    Args:
-        claims: they are added to it one by one, so that none is lost.
-        server: whose clients' regions are to be unregistered.
-        is_stopped: asked before each; True ends it early.
-    """
-    for name in _names():
-        owner_id = owner_of_file(name)
-        if owner_id is not None and not is_stopped():
-            claim = _claim(f"{SHM_DIRECTORY}/{name}", owner_id, server)
-            if claim is not None:
-                claims.append(claim)
-
-
-def _claim(path: str, owner_id: str, server: str) -> Claim | None:
-    try:
-        # Nonblocking, for it may be anything, also a pipe that nobody writes to.
-        descriptor = _hold(path, os.O_RDONLY | os.O_NONBLOCK)
-    except OSError:
-        return None  # gone, a link, or not ours to open
-    try:
-        is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
-        if is_file and _try_lock(descriptor, fcntl.LOCK_SH):  # so its owner is dead
-            content = os.pread(descriptor, _MAX_RECORD + 1, 0)
-            record = Record.parse(content)
-            if record is None and content:
-                logger.warning("%s is no owner file that this version can read; it is left", path)
-            elif record is None or record.server != server or _lock_alone(descriptor):
-                return Claim(path, owner_id, descriptor, record)
-    except OSError:
-        pass
-    _let_go(descriptor)
-    return None
-
-
-def _lock_alone(descriptor: int) -> bool:
-    """Lock a dead owner's file; tell whether that worked. Others may be looking at it."""
-    for _ in range(_LOOKS):
-        if _try_lock(descriptor):
-            return True
-        time.sleep(_LOOK)
-    return False  # another reaper is at work for it
-
-
-def unlink_regions(claims: Iterable[Claim]) -> int:
-    """Remove the files of dead owners' regions; return how many. Blocking.
-
-    Nobody can need their names any more, while whoever has them mapped keeps the memory.
-    """
-    users = {claim.id: claim.user for claim in claims}
-    removed = 0
-    for name in _names() if users else ():
-        user = users.get(owner_of_region(name) or "")
-        path = f"{SHM_DIRECTORY}/{name}"
-        try:
-            # Of another user it is not that owner's, whatever the names say.
-            if user is not None and os.lstat(path).st_uid == user:
-                os.unlink(path)
-                removed += 1
-        except OSError:
-            continue
-    return removed
-
-
-def _names() -> list[str]:
-    try:
-        return os.listdir(SHM_DIRECTORY)
-    except OSError:
-        return []
-
-
-def _unlink(path: str) -> None:
+def unlink(path: str) -> None:
+    """Remove a file, if it is there."""
     try:
         os.unlink(path)
     except FileNotFoundError:

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
+from ._claims import Claim, claim_dead, unlink_regions
 from ._errors import ClientClosed, RegistrationError, ServerUnavailable
-from ._owners import Claim, claim_dead, unlink_regions
 from ._regions.names import owner_of_region
 from ._registration import (
     CALL_TIMEOUT,

@@ -11,6 +11,7 @@ from owners import Program
 from support import until
 
 import triton_zerocopy as tz
+from triton_zerocopy import _claims, _owners
 from triton_zerocopy._regions.names import owner_file_name
 
 pytestmark = [pytest.mark.anyio, pytest.mark.emulated]
@@ -72,9 +73,8 @@ async def test_a_request_of_a_killed_client_still_runs(cuda_server, files):
 
 async def test_without_a_place_for_owner_files(cuda_server, monkeypatch, caplog):
     """Memory of a GPU needs none; what is left of a killed client then stays."""
-    from triton_zerocopy import _owners
-
-    monkeypatch.setattr(_owners, "SHM_DIRECTORY", "/no/such/directory")
+    for module in (_owners, _claims):
+        monkeypatch.setattr(module, "SHM_DIRECTORY", "/no/such/directory")
     async with tz.Client(cuda_server.grpc_url) as client:
         async with client.region(4096, memory="cuda:0") as region:
             await region.write(np.ones(4, np.float32))

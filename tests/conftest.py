@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from models import MODELS
-from support import own_files
+from support import own_files, owner_files
 
 pytest_plugins = ["triton_zerocopy.testing.pytest_plugin"]
 
@@ -58,6 +58,7 @@ class Guard:
     def watch(self, server):
         self.server = server
         self.registered = _registrations(server)
+        self.owners = owner_files(server.grpc_url)
         self.files = own_files()
         self.children = _children()
 
@@ -70,6 +71,7 @@ class Guard:
         assert own_files() == self.files, "files left in /dev/shm"
         if self.server is not None:
             assert _registrations(self.server) == self.registered, "regions left registered"
+            assert owner_files(self.server.grpc_url) == self.owners, "owner files left"
         assert _children() == self.children, "processes left running"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 from models import has_strings
 
 import triton_zerocopy as tz
+from triton_zerocopy._owners import Record
+from triton_zerocopy._urls import parse_url, server_key
 
 SHM = Path("/dev/shm")
 
@@ -20,8 +23,10 @@ _created = set()
 
 
 def _remember_created(event, arguments):
-    """Note which regions this process makes: other test runs have theirs in /dev/shm too."""
-    if event == "open" and str(arguments[0]).startswith(f"{SHM}/tzc-"):
+    """Note which files this process makes: other test runs have theirs in /dev/shm too."""
+    if event != "open" or not str(arguments[0]).startswith(f"{SHM}/tzc-"):
+        return
+    if arguments[2] & os.O_CREAT:
         _created.add(Path(arguments[0]).name)
 
 
@@ -29,8 +34,33 @@ sys.addaudithook(_remember_created)
 
 
 def own_files():
-    """Return the names of this process's regions in /dev/shm."""
+    """Return the names of this process's regions and owner files in /dev/shm."""
     return {entry.name for entry in SHM.iterdir()} & _created
+
+
+def own_regions():
+    """The same without owner files, which are there as long as their client."""
+    return {name for name in own_files() if not name.endswith(".owner")}
+
+
+def owner_files(url):
+    """Return the names of owner files, of any process, that are for a server."""
+    server = server_key(parse_url(url))
+    found = set()
+    for path in SHM.glob("tzc-*.owner"):
+        try:
+            record = Record.parse(path.read_bytes())
+        except OSError:
+            continue
+        if record is not None and record.server == server:
+            found.add(path.name)
+    return found
+
+
+def drop_owners(url):
+    """Remove the owner files that were left for a server that is gone for good."""
+    for name in owner_files(url):
+        (SHM / name).unlink()
 
 
 async def until(condition):
@@ -39,19 +69,9 @@ async def until(condition):
         await asyncio.sleep(0.001)
 
 
-async def forget_all(server, but=()):
-    """Unregister what a client had to leave behind, once the server lets go of it."""
+async def forget_all(server):
+    """Reclaim what a client had to leave behind, once the server lets go of it."""
     async with tz.Client(server.grpc_url) as client:
-        status = await client.triton.get_system_shared_memory_status()
-        for name in set(status.regions) - set(but):
-            while not await is_forgotten(client, name):
-                await asyncio.sleep(0.01)
-
-
-async def is_forgotten(client, name):
-    try:
-        await client.triton.unregister_system_shared_memory(name)
-    except Exception as error:
-        assert "currently in use" in str(error)
-        return False
-    return True
+        reclaimed = await client.reap(timeout=30)
+        assert reclaimed.in_use == 0
+        assert reclaimed.owners > 0, "nothing was left behind"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import trustme
 from models import MODELS, has_strings
-from support import forget_all, own_files, until
+from support import forget_all, own_files, own_regions, until
 
 import triton_zerocopy as tz
 from triton_zerocopy import _memory
@@ -136,7 +137,7 @@ async def test_closing_gives_up_after_its_timeout(server, caplog):
     assert "1 calls unanswered" in caplog.text
     with pytest.raises(tz.ServerUnavailable, match="client or its event loop was closed"):
         await task
-    assert own_files() == set()
+    assert own_regions() == set()
     await forget_all(server)
 
 
@@ -155,15 +156,15 @@ async def test_waiters_fail_when_the_model_closes(server):
         await closing
 
 
-async def test_a_process_that_ends_without_closing_leaves_no_file(server):
-    """It warns. What is registered stays so until somebody unregisters it."""
+async def test_a_process_that_ends_without_closing_leaves_no_region(server):
+    """It warns, and leaves its owner file, so the next client unregisters what is registered."""
     code = f"""
 import asyncio, triton_zerocopy as tz
 async def main():
     global client, region
     client = tz.Client({server.grpc_url!r})
     region = await client.region(64)
-    print(region.name)
+    print("/dev/shm/" + region.name)
 asyncio.run(main())
 """
     process = await asyncio.create_subprocess_exec(
@@ -171,10 +172,9 @@ asyncio.run(main())
     )
     output, errors = await process.communicate()
     assert process.returncode == 0
-    assert b"ResourceWarning: shared memory was never closed" in errors
-    assert own_files() == set()
-    async with tz.Client(server.grpc_url) as client:
-        await client.triton.unregister_system_shared_memory(output.decode().strip())
+    assert b"ResourceWarning: shared memory was never closed (made at <string>:6)" in errors
+    assert not os.path.exists(output.decode().strip())
+    await forget_all(server)
 
 
 async def test_cancelling_the_close_does_not_stop_it(server):
@@ -261,7 +261,7 @@ async def test_names_of_regions_reach_no_error(server, monkeypatch):
         pass
 
     async with tz.Client(server.grpc_url) as client, client.region(64) as region:
-        monkeypatch.setattr(client._runtime, "renew", do_not)
+        monkeypatch.setattr(client._runtime.regions, "renew", do_not)
         await client.triton.unregister_system_shared_memory(region.name)
         with pytest.raises(tz.InferenceError, match=r"Unable to find .*: '\(a region\)'") as raised:
             await client.infer("add_one", {"INPUT0": region.tensor((4,), "FP32")})
@@ -416,7 +416,7 @@ async def test_closing_does_not_wait_for_a_fence_for_ever(server, caplog):
     slot = next(iter(model._engine._slots))
     slot.is_doubtful = True
     await model._runtime.spawn(asyncio.sleep(0))
-    fence = client._runtime.spawn(client._runtime.dispose(slot.region))
+    fence = client._runtime.spawn(client._runtime.regions.dispose(slot.region))
     loop = asyncio.get_running_loop()
     start = loop.time()
     await client.aclose(timeout=0.1)
@@ -424,7 +424,7 @@ async def test_closing_does_not_wait_for_a_fence_for_ever(server, caplog):
     assert fence.cancelled() or fence.done()
     with pytest.raises(tz.ServerUnavailable):
         await task
-    assert own_files() == set()
+    assert own_regions() == set()
     await forget_all(server)
 
 
@@ -462,7 +462,7 @@ async def test_closing_gives_up_on_regions_after_its_timeout(server, caplog):
     assert "while a call still used it" in caplog.text
     with pytest.raises(tz.ServerUnavailable, match="client or its event loop was closed"):
         await task
-    assert own_files() == set()
+    assert own_regions() == set()
     await forget_all(server)
 
 

@@ -28,6 +28,7 @@ PUBLIC = [
     "PoolError",
     "PoolExhausted",
     "PoolStatistics",
+    "Reclaimed",
     "Region",
     "RegionBusy",
     "RegionClosed",

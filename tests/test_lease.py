@@ -8,7 +8,7 @@ import threading
 
 import numpy as np
 import pytest
-from support import needs_strings, own_files, until
+from support import needs_strings, own_files, own_regions, until
 
 import triton_zerocopy as tz
 
@@ -84,10 +84,10 @@ async def test_a_kept_array_keeps_its_bytes_and_parks_its_slot(server):
                 lease.inputs["INPUT0"][:] = number
                 await lease.infer()
         np.testing.assert_array_equal(kept, [42, 42])
-        assert len(own_files()) == 2
+        assert len(own_regions()) == 2
         del kept
         await until(lambda: model.statistics().parked == 0)
-        await until(lambda: len(own_files()) == 1)
+        await until(lambda: len(own_regions()) == 1)
 
 
 async def test_fifty_kept_leases(server):
@@ -108,13 +108,13 @@ async def test_fifty_kept_leases(server):
 
         await asyncio.gather(*[call(number) for number in range(100)])
         assert model.statistics().parked == 50
-        assert len(own_files()) == 50 + slots
+        assert len(own_regions()) == 50 + slots
         for number, (given, got) in enumerate(kept):
             np.testing.assert_array_equal(given, np.full(4, number))
             np.testing.assert_array_equal(got, np.full(4, number + 1))
         kept.clear()
         del given, got
-        await until(lambda: len(own_files()) == slots)
+        await until(lambda: len(own_regions()) == slots)
         assert model.statistics().parked == 0
 
 
@@ -181,7 +181,7 @@ async def test_a_lease_is_sized_by_default(server):
             with pytest.raises(tz.InputError, match="pass shapes="):
                 model.lease()
         async with client.model("add_one", shapes={"INPUT0": (10,)}) as model:
-            assert len(own_files()) >= 4, "all slots are there before the first use"
+            assert len(own_regions()) >= 4, "all slots are there before the first use"
             async with model.lease() as lease:
                 assert lease.inputs["INPUT0"].shape == (10,)
         async with client.model("rows", shapes={"INPUT0": (2, 3)}) as model:

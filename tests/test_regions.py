@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 import pytest
-from support import needs_strings, own_files
+from support import needs_strings, own_files, own_regions
 
 import triton_zerocopy as tz
 from triton_zerocopy._regions import system
@@ -140,7 +140,7 @@ async def test_a_closed_region(server):
         with pytest.raises(tz.RegionClosed):
             await region.write(b"x")
         await region.aclose()
-        assert own_files() == set()
+        assert own_regions() == set()
         np.testing.assert_array_equal(kept, np.full(16, 3))
         assert client.statistics().bytes_reserved == 64
         del kept
@@ -186,13 +186,13 @@ async def test_mode_and_names(server):
     async with tz.Client(server.grpc_url) as client:
         async with client.region(64) as one, client.region(64) as two:
             assert one.name != two.name
-            for name in own_files():
+            for name in own_regions():
                 mode = os.stat(f"/dev/shm/{name}").st_mode
                 assert stat.S_IMODE(mode) == 0o600
     group = os.getgid()
     async with tz.Client(server.grpc_url, shm_mode=0o660, shm_gid=group) as client:
         async with client.region(64):
-            (name,) = own_files()
+            (name,) = own_regions()
             status = os.stat(f"/dev/shm/{name}")
             assert stat.S_IMODE(status.st_mode) == 0o660
             assert status.st_gid == group

@@ -33,6 +33,7 @@ from ._errors import (
 )
 from ._lease import Lease
 from ._model import Model
+from ._reaper import Reclaimed
 from ._regions.base import Region, RegionTensor
 from ._results import InferResult
 from ._slot_states import PoolStatistics
@@ -47,6 +48,7 @@ __all__ = [
     "Lease",
     "Model",
     "PoolStatistics",
+    "Reclaimed",
     "SslOptions",
     "TensorSpec",
     # Memory of one's own

@@ -42,7 +42,7 @@ async def find_device(runtime: Runtime, tensor: Any) -> int:
     return found.device_id
 
 
-async def adopt_tensor(runtime: Runtime, device: Device, tensor: Any) -> AdoptedTensor:
+async def adopt_tensor(runtime: Runtime, device: Device, tensor: Any, place: str) -> AdoptedTensor:
     """Make a region of the memory that a tensor lies in; it is not registered yet."""
     view = import_view(tensor, device, _WHERE)
     if isinstance(view, DeviceArray):
@@ -51,15 +51,17 @@ async def adopt_tensor(runtime: Runtime, device: Device, tensor: Any) -> Adopted
         raise InputError(f"{_WHERE}: a tensor without elements has no memory")
     if not view.is_contiguous:
         raise InputError(f"{_WHERE}: the tensor's elements do not lie one after another")
+    owner = await runtime.regions.own()
     facts, raw_handle = await device.ask(lambda: export(view))
     region = AdoptedRegion(
         device,
         tensor,
         view,
         facts,
-        name=new_name(runtime.owner_id),
+        name=new_name(owner.id),
         raw_handle=raw_handle,
         server_device_id=runtime.settings.server_device_id(device.id, device.facts.uuid),
-        host=runtime,
+        host=runtime.regions,
+        place=place,
     )
     return AdoptedTensor(region, view.shape, view.datatype, region.offset, view.byte_size)

@@ -16,6 +16,8 @@ from ._memory import MemoryChoice
 from ._model import Model
 from ._opening import Opening
 from ._options import USE_DEFAULT, UseDefault, make_options, seconds
+from ._places import calling_place
+from ._reaper import Reclaimed
 from ._regions.base import Region, RegionTensor
 from ._results import InferResult
 from ._runtime import Runtime, RuntimeState
@@ -108,6 +110,7 @@ class Client:
                 shm_gid=shm_gid,
                 server_devices=server_devices,
                 poison=poison,
+                place=calling_place(),
             )
         )
         self._memory = MemoryChoice(self._runtime)
@@ -267,14 +270,16 @@ class Client:
             raise InputError(f"a region is in memory 'system' or 'cuda:N', not {memory!r}")
         if isinstance(byte_size, bool) or not isinstance(byte_size, int) or byte_size < 1:
             raise InputError(f"byte_size is a positive number of bytes, got {byte_size!r}")
+        place = calling_place()
 
         async def opened() -> Region:
             self._runtime.check_usable()
             device = await self._memory.device(memory)
             if device is None:
                 await self._memory.uses_shm("system")
+            regions = self._runtime.regions
             return await self._handed_out(
-                self._runtime.new_region(byte_size, device, is_public=True)
+                regions.new_region(byte_size, device, is_public=True, place=place)
             )
 
         return Opening(opened)
@@ -307,13 +312,14 @@ class Client:
                 f"Client.adopt: a {type(tensor).__name__} is not in the memory of a GPU; only "
                 "such memory is adopted, pass other tensors to infer"
             )
+        place = calling_place()
 
         async def opened() -> AdoptedTensor:
             self._runtime.check_usable()
             device = await self._memory.device(f"cuda:{await find_device(self._runtime, tensor)}")
             assert device is not None
-            ref = await adopt_tensor(self._runtime, device, tensor)
-            await self._handed_out(self._runtime.registered(ref.region))
+            ref = await adopt_tensor(self._runtime, device, tensor, place)
+            await self._handed_out(self._runtime.regions.registered(ref.region))
             return ref
 
         return Opening(opened)
@@ -402,6 +408,31 @@ class Client:
 
     # Closing
 
+    async def reap(self, timeout: float | None | UseDefault = USE_DEFAULT) -> Reclaimed:
+        """Give back what clients of this server left behind that are dead.
+
+        Those are clients whose process was killed, or that could not finish closing. Each
+        client does this by itself, in the background, when it first uses shared memory, so
+        there is rarely a reason to call it.
+
+        It removes files in /dev/shm of dead clients of any server, and unregisters their
+        regions at this one. What living clients have is not touched.
+
+        Args:
+            timeout: seconds to wait for regions that requests of dead clients still use; the
+                client's by default, None for ever. Regions of a client that used ensembles
+                rest for 5 seconds first.
+
+        Raises:
+            ServerUnavailable: the server did not answer.
+            RegistrationError: it does not tell which regions it knows.
+            ClientClosed: the client was closed meanwhile.
+
+        Cancellation: ends it. What was not given back by then is left to the next client.
+        """
+        self._runtime.check_usable()
+        return await self._runtime.reaper.reap(self._limit(timeout))
+
     async def aclose(self, timeout: float | None | UseDefault = USE_DEFAULT) -> None:
         """Close models and regions, wait for what is running, and disconnect.
 
@@ -437,7 +468,7 @@ class Client:
                 await region.aclose()
         except TimeoutError:
             logger.warning("%r was closed while a call still used it", region)
-            await self._runtime.abandon(region)
+            await self._runtime.regions.abandon(region)
 
     async def __aenter__(self) -> Self:
         self._runtime.check_usable()

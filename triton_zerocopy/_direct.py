@@ -63,7 +63,7 @@ async def infer_direct(
         except ServerError as error:
             if ending_of(error) is Ending.REGION_LOST and regions and not was_renewed:
                 was_renewed = True  # it never ran, so repeating it is safe
-                await runtime.protect(runtime.renew(regions))
+                await runtime.protect(runtime.regions.renew(regions))
                 continue
             found = outgrown_output(error)
             if found is not None:

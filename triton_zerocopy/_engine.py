@@ -29,6 +29,7 @@ from ._errors import RegistrationError, ServerUnavailable
 from ._layout import PAGE, align
 from ._pool import Pool
 from ._regions.base import Region
+from ._registration import ENSEMBLE_REST
 from ._runtime import ON_LOOP_BYTES, Runtime
 from ._slot_states import SlotState
 from ._slots import Slot
@@ -37,10 +38,6 @@ from ._transports.base import InferReply
 logger = logging.getLogger("triton_zerocopy")
 
 Result = TypeVar("Result")
-
-ENSEMBLE_REST: Final = 5.0
-"""Seconds a slot rests after an error of an ensemble: the error may be answered while
-sibling steps still read the inputs, and nothing tells when they end."""
 
 _IN_USE: Final = (SlotState.LEASED, SlotState.IN_FLIGHT)
 
@@ -212,8 +209,11 @@ class Engine:
         # Twice as large as before: a slot that grows with its requests does so rarely.
         wanted = max(byte_size, 2 * slot.byte_size, self._largest)
         await self._drop(slot)
-        slot.attach(await self.runtime.new_region(align(wanted, PAGE), self.device))
+        slot.attach(await self._new_region(align(wanted, PAGE)))
         self._largest = max(self._largest, byte_size)
+
+    async def _new_region(self, byte_size: int) -> Region:
+        return await self.runtime.regions.new_region(byte_size, self.device, rests=self.is_ensemble)
 
     async def renew(self, slot: Slot, placed: Sequence[Region]) -> None:
         """The server lost a region: register the same memory under a new name.
@@ -226,7 +226,7 @@ class Engine:
         """
         regions = list({id(each): each for each in (slot.region, *placed) if each}.values())
         slot.holds += 1
-        task = self.runtime.spawn(self.runtime.renew(regions))
+        task = self.runtime.spawn(self.runtime.regions.renew(regions))
 
         def renewed(_: object) -> None:
             slot.forget_prepared()
@@ -314,9 +314,9 @@ class Engine:
         if region is None:
             return
         if rest_until:
-            self.runtime.keep(region, until=rest_until)
+            self.runtime.regions.keep(region, until=rest_until)
         else:
-            await self.runtime.dispose(region)
+            await self.runtime.regions.dispose(region)
 
     async def aclose(self, timeout: float | None) -> None:
         """Refuse new calls, let the running ones end, and give all memory back.
@@ -338,7 +338,7 @@ class Engine:
             )
             for slot in [slot for slot in self._slots if slot.state in _IN_USE]:
                 if slot.region is not None:
-                    self.runtime.spawn(self.runtime.abandon(slot.region))
+                    self.runtime.spawn(self.runtime.regions.abandon(slot.region))
                     slot.attach(None)
 
     def _discard(self, slot: Slot) -> None:

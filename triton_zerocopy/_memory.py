@@ -86,7 +86,8 @@ class MemoryChoice:
             )
         check_release(await self._runtime.server_info())
         # Nothing but trying tells: the server's extensions list shared memory either way.
-        await self._runtime.dispose(await self._runtime.new_region(_PROBE_BYTES, device))
+        regions = self._runtime.regions
+        await regions.dispose(await regions.new_region(_PROBE_BYTES, device))
 
 
 def _has_failed(task: asyncio.Task[None], decisive: tuple[type[Exception], ...]) -> bool:

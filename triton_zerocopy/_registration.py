@@ -35,6 +35,11 @@ CUDA_CAUSES: Final = (
 )
 """All that the server answers is "invalid args"; its reasons are in its log only."""
 
+ENSEMBLE_REST: Final = 5.0
+"""Seconds a region rests after an error of an ensemble: the error may be answered while
+sibling steps still read the inputs, and nothing tells when they end. Unregistering it
+under them crashes the server."""
+
 FIRST_WITH_FENCE: Final = (2, 50)
 """Servers before 2.50 (24.09) unmap a region under a running request and crash."""
 
@@ -118,7 +123,7 @@ async def unregister(transport: Transport, region: Region, *, timeout: float) ->
             if not await is_known(transport, region):
                 return
         except ServerError as error:
-            if "currently in use" not in error.message:
+            if not is_in_use(error):
                 raise _explain(error, region) from error
         if loop.time() >= deadline:
             raise RegistrationError(
@@ -126,6 +131,11 @@ async def unregister(transport: Transport, region: Region, *, timeout: float) ->
                 "registered, and its memory is not reused"
             )
         await asyncio.sleep(_POLL)
+
+
+def is_in_use(error: ServerError) -> bool:
+    """Tell whether a server refused to forget a region because a request uses it (2.50 to 2.52)."""
+    return "currently in use" in error.message
 
 
 def check_release(server: ServerInfo) -> None:
@@ -147,15 +157,24 @@ def _explain(error: ServerError, region: Region) -> RegistrationError | ServerUn
                 f"the server cannot open memory of cuda:{region.device_id} as its GPU "
                 f"{region.server_device_id}; {CUDA_CAUSES}"
             )
-    if error.code == "UNIMPLEMENTED" and "disabled" in message:
-        return SharedMemoryDisabled(
-            f"{message} (servers from 2.68 on start with client shared memory off)"
-        )
     if "Unable to open shared memory region" in message:
         return ServerCannotSeeMemory(
             "the server cannot open this host's shared memory; it runs on another host, in a "
             "container without a common /dev/shm (docker run --ipc=host on both, or one shared "
             "/dev/shm volume), or as another user (see shm_mode and shm_gid)"
+        )
+    known = explain_refusal(error)
+    if known is not None:
+        return known
+    return RegistrationError(f"the server refused a region of {region.byte_size} bytes: {message}")
+
+
+def explain_refusal(error: ServerError) -> RegistrationError | ServerUnavailable | None:
+    """Return what a caller sees where all calls about shared memory fail, else None."""
+    message = error.message
+    if error.code == "UNIMPLEMENTED" and "disabled" in message:
+        return SharedMemoryDisabled(
+            f"{message} (servers from 2.68 on start with client shared memory off)"
         )
     if "restricted" in message:
         return RegistrationError(
@@ -163,4 +182,4 @@ def _explain(error: ServerError, region: Region) -> RegistrationError | ServerUn
         )
     if error.code in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"):
         return ServerUnavailable(f"the server did not answer about shared memory: {message}")
-    return RegistrationError(f"the server refused a region of {region.byte_size} bytes: {message}")
+    return None

@@ -6,8 +6,7 @@ import asyncio
 import enum
 import logging
 import os
-import secrets
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
@@ -15,20 +14,11 @@ from ._cuda.device import Device, open_device
 from ._cuda.results import DeviceResults
 from ._deadlines import Deadline, Deadlines
 from ._endings import public_error
-from ._errors import (
-    ClientClosed,
-    ForkedClientError,
-    RegistrationError,
-    ServerUnavailable,
-    WrongLoopError,
-)
+from ._errors import ClientClosed, ForkedClientError, WrongLoopError
+from ._reaper import Reaper
 from ._recycling import Recycler
-from ._regions.base import Region
+from ._region_keeper import RegionKeeper
 from ._regions.budget import Budget
-from ._regions.cuda import make_region
-from ._regions.names import new_name
-from ._regions.system import SystemRegion
-from ._registration import ask_to_forget, is_known, register, unregister
 from ._settings import Settings
 from ._specs import ModelSpec
 from ._transports.base import ServerError, ServerInfo, Transport
@@ -44,8 +34,6 @@ millisecond, while handing one to a thread and back costs 0.1 to 0.2 ms."""
 
 _THREADS: Final = max(1, min(4, (os.cpu_count() or 2) - 1))
 """Threads for copies and the file system: one core is left to the event loop."""
-
-FENCE_TIMEOUT: Final = 30.0  # seconds to wait until a server lets go of a region
 
 
 class RuntimeState(enum.Enum):
@@ -63,7 +51,8 @@ class Runtime:
         self.settings = settings
         self.budget = Budget(settings.max_shm_bytes)
         self.recycler = Recycler()
-        self.owner_id = secrets.token_hex(8)
+        self.reaper = Reaper(self)
+        self.regions = RegionKeeper(self, self.reaper.start)
         self.state = RuntimeState.NEW
         self._pid = os.getpid()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -72,9 +61,6 @@ class Runtime:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._devices: dict[int, Device] = {}
         self._results: dict[int, DeviceResults] = {}
-        self._kept: list[Region] = []
-        self._unproven: list[Region] = []
-        self._kept_until = 0.0
 
     # Use
 
@@ -103,6 +89,11 @@ class Runtime:
             self._loop = loop
             self._deadlines = Deadlines(loop)
             self.state = RuntimeState.OPEN
+
+    @property
+    def is_closed(self) -> bool:
+        """True once the client is closing."""
+        return self.state is RuntimeState.CLOSED
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -207,136 +198,6 @@ class Runtime:
         """Return what makes results on a GPU that was opened."""
         return self._results[device.id]
 
-    # Regions
-
-    async def new_region(
-        self, byte_size: int, device: Device | None, *, is_public: bool = False
-    ) -> Region:
-        """Make a region and register it. After an error neither is left.
-
-        Args:
-            byte_size: bytes in it.
-            device: the GPU it is on; None for host memory.
-            is_public: True if it is for callers to use by itself.
-        """
-        settings = self.settings
-        host = self if is_public else None
-        region: Region
-        if device is None:
-            region = await self.submit(
-                lambda: SystemRegion(
-                    byte_size,
-                    owner_id=self.owner_id,
-                    budget=self.budget,
-                    mode=settings.shm_mode,
-                    gid=settings.shm_gid,
-                    host=host,
-                )
-            )
-        else:
-            region = await make_region(
-                device,
-                byte_size,
-                owner_id=self.owner_id,
-                budget=self.budget,
-                server_device_id=settings.server_device_id(device.id, device.facts.uuid),
-                host=host,
-            )
-        return await self.registered(region)
-
-    async def registered(self, region: Region) -> Region:
-        """Make a new region known to the server, or give it back."""
-        try:
-            await register(self.transport, region)
-        except ServerUnavailable:
-            # It may have been registered.
-            if region.is_host_accessible:
-                await self.submit(region.give_up)
-            else:
-                self._unproven.append(region)
-            raise
-        except BaseException:
-            await self.submit(region.free)
-            raise
-        self._retry_unproven()
-        return region
-
-    async def make_known(self, region: Region) -> None:
-        """Register a region again, under a new name: a name is never used twice."""
-        region.name = new_name(self.owner_id)
-        await register(self.transport, region)
-        self._retry_unproven()
-
-    async def renew(self, regions: Iterable[Region]) -> None:
-        """Register anew those of the regions that the server does not know (any more).
-
-        Raises:
-            RegistrationError, ServerUnavailable, InferenceError: what the names say.
-        """
-        for region in regions:
-            async with region.renewing:
-                try:
-                    knows = await is_known(self.transport, region)
-                except ServerError as error:
-                    raise public_error(error) from error
-                if not knows:
-                    await self.make_known(region)
-
-    async def forget(self, region: Region) -> None:
-        """Unregister a region and wait until the server let go of it."""
-        await unregister(self.transport, region, timeout=FENCE_TIMEOUT)
-
-    async def dispose(self, region: Region) -> None:
-        """Unregister a region, then free it.
-
-        Without proof that the server let go of it, what can wait for that is kept: it is
-        tried again when the server answers, and when the client closes.
-        """
-        try:
-            await self.forget(region)
-        except BaseException:
-            if region.is_host_accessible or self.state is RuntimeState.CLOSED:
-                await self.submit(region.give_up)
-            else:
-                self._unproven.append(region)
-            raise
-        await self.submit(region.free)
-        await region.freed()
-
-    def _retry_unproven(self) -> None:
-        """The server answers again: have it let go of what it could not before."""
-        regions, self._unproven = self._unproven, []
-        for region in regions:
-            self.spawn(self._dispose_quietly(region))
-
-    async def _dispose_quietly(self, region: Region) -> None:
-        try:
-            await self.dispose(region)
-        except (RegistrationError, ServerUnavailable) as error:
-            logger.warning("memory of a GPU is kept, as a server may have it mapped: %s", error)
-
-    async def abandon(self, region: Region) -> None:
-        """Give up a region that a call still uses: the server may forget it by itself.
-
-        Servers from 2.53 on let go when the call ends; earlier ones keep it registered.
-        """
-        try:
-            await ask_to_forget(self.transport, region)
-        except ServerError as error:
-            logger.warning("a region stays registered at the server (%s)", error.code)
-        region.abandon()
-        await self.submit(region.give_up)
-
-    def keep(self, region: Region, *, until: float) -> None:
-        """Put a region aside until the client closes, and until then at the earliest.
-
-        Args:
-            region: it is not used any more.
-            until: loop time before which it must not be unregistered.
-        """
-        self._kept.append(region)
-        self._kept_until = max(self._kept_until, until)
-
     # Closing
 
     async def aclose(self, timeout: float | None) -> None:
@@ -348,7 +209,8 @@ class Runtime:
         """
         self.state = RuntimeState.CLOSED
         deadline = None if timeout is None else self.loop.time() + timeout
-        self._retry_unproven()
+        await self.reaper.aclose()
+        self.regions.retry_unproven()
         while self._tasks:
             left = None if deadline is None else max(0.0, deadline - self.loop.time())
             _, late = await asyncio.wait(set(self._tasks), timeout=left)
@@ -357,11 +219,7 @@ class Runtime:
                 task.cancel()
             if late:
                 await asyncio.wait(late)
-        if self._kept:
-            await asyncio.sleep(max(0.0, self._kept_until - self.loop.time()))
-            ends = [self.dispose(region) for region in self._kept]
-            await asyncio.gather(*ends, return_exceptions=True)
-            self._kept.clear()
+        await self.regions.aclose()
         self._deadlines.close()
         self.recycler.clear()
         for results in self._results.values():

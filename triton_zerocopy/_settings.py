@@ -32,6 +32,7 @@ class Settings:
     shm_gid: int | None
     server_devices: Mapping[int, int] | Sequence[str] | None
     poison: bool
+    place: str = ""
 
     def server_device_id(self, device_id: int, uuid: bytes) -> int:
         """Return the server's ordinal of a GPU of this process.
@@ -76,6 +77,7 @@ def make_settings(
     shm_gid: int | None,
     server_devices: Mapping[int, int] | Sequence[str] | None,
     poison: bool,
+    place: str = "",
 ) -> Settings:
     """Check the arguments of a client. Raises InputError for what cannot be."""
     target = parse_url(url)
@@ -101,6 +103,7 @@ def make_settings(
         shm_gid=shm_gid,
         server_devices=_check_devices(server_devices),
         poison=poison,
+        place=place,
     )
 
 

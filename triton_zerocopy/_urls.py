@@ -89,6 +89,29 @@ def parse_url(url: str) -> Target:
     return Target(f"{literal}:{port}", parts.scheme == "grpcs", host, port)
 
 
+def server_key(target: Target) -> str:
+    """Return what two clients of one server agree on, however their urls spell it.
+
+    Loopback addresses mean another host in each network namespace, so that is a part of it.
+    """
+    if not target.host:
+        return f"unix:{os.path.abspath(target.address.removeprefix('unix:'))}"
+    if not _is_loopback(target.host):
+        return f"{target.host}:{target.port}"
+    try:
+        namespace = os.readlink("/proc/self/ns/net")
+    except OSError:
+        namespace = "net"
+    return f"localhost:{target.port} in {namespace}"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def count_servers(target: Target) -> int:
     """Return how many servers an address may lead to. Blocking: asks the resolver.
 

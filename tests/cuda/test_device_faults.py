@@ -18,7 +18,7 @@ import pytest
 from emulated_cuda import arrays
 from emulated_cuda.server import CudaServer
 from models import MODELS
-from support import until
+from support import drop_owners, until
 
 import triton_zerocopy as tz
 from triton_zerocopy._cuda import device as devices
@@ -347,6 +347,7 @@ async def test_memory_is_leaked_rather_than_freed_without_proof(emulated_library
     gc.collect()
     await asyncio.sleep(0.05)
     assert emulated_cuda.live().device >= 1, before
+    drop_owners(own.grpc_url)
     # Here only, where it is known that the server is dead:
     device = devices._devices[0]
     device._pinned.clear()
@@ -365,8 +366,10 @@ async def test_a_region_that_nobody_closed_warns(cuda_server):
         gc.collect()
     assert any("device memory was never closed" in str(each.message) for each in caught)
     assert emulated_cuda.live().device == 1  # the server has it mapped
-    await client.triton.unregister_cuda_shared_memory(name)
+    assert name in cuda_server.regions()
     await client.aclose()
+    async with tz.Client(cuda_server.grpc_url) as other:
+        assert (await other.reap()).registrations == 1
     devices._devices[0]._pinned.clear()
     devices._devices[0].post(lambda: None)
 

@@ -43,6 +43,7 @@ async def use(x: Array) -> None:
             await client.infer("m", {"A": place, "B": x}, outputs={"C": place})
             await client.infer("m", {"A": place}, outputs=["C"])
         assert_type(client.statistics(), tz.ClientStatistics)
+        assert_type(await client.reap(timeout=1.0), tz.Reclaimed)
     try:
         raise tz.CapacityError("m", needed=1)
     except tz.CapacityError as error:

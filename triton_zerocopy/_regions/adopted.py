@@ -42,6 +42,7 @@ class AdoptedRegion(CudaRegion):
         raw_handle: bytes,
         server_device_id: int,
         host: RegionHost,
+        place: str = "",
     ) -> None:
         super().__init__(
             device,
@@ -52,6 +53,7 @@ class AdoptedRegion(CudaRegion):
             raw_handle=raw_handle,
             server_device_id=server_device_id,
             host=host,
+            place=place,
         )
         self.offset = view.address - facts.base
         self._tensor = tensor

@@ -318,6 +318,11 @@ class Region(ABC):
             )
 
 
+def made_at(place: str) -> str:
+    """Return what a warning says of where something was made."""
+    return f" (made at {place})" if place else ""
+
+
 def check_shape(shape: Sequence[int]) -> Shape:
     """Return a shape as a tuple, or raise InputError."""
     try:

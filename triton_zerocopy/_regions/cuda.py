@@ -33,7 +33,7 @@ from .._cuda.memory import GRANULE, Allocation, DeviceRoot
 from .._cuda.transfer import Side, run_copies
 from .._datatypes import BYTES, Array, Shape, datatype_of, dtype_of
 from .._errors import InputError, RegionClosed
-from .base import Region, RegionHost, check_shape
+from .base import Region, RegionHost, check_shape, made_at
 from .budget import Budget
 from .names import new_name
 
@@ -60,6 +60,7 @@ class CudaRegion(Region):
         raw_handle: bytes,
         server_device_id: int,
         host: RegionHost | None,
+        place: str = "",
     ) -> None:
         super().__init__(name, byte_size, host)
         self.memory = f"cuda:{device.id}"
@@ -72,7 +73,7 @@ class CudaRegion(Region):
         self._streams: set[int] = set()
         device.pin(keeper)
         # The pin outlives the region: without proof that the server let go, it is a leak.
-        self._unclosed = weakref.finalize(self, _warn_unclosed, os.getpid())
+        self._unclosed = weakref.finalize(self, _warn_unclosed, os.getpid(), place)
 
     @property
     def device(self) -> Device:
@@ -155,6 +156,7 @@ async def make_region(
     budget: Budget,
     server_device_id: int,
     host: RegionHost | None = None,
+    place: str = "",
 ) -> CudaRegion:
     """Make a region of device memory.
 
@@ -186,14 +188,16 @@ async def make_region(
         raw_handle=raw_handle,
         server_device_id=server_device_id,
         host=host,
+        place=place,
     )
 
 
-def _warn_unclosed(pid: int) -> None:
+def _warn_unclosed(pid: int, place: str) -> None:
     if os.getpid() != pid:
         return
     warnings.warn(
-        "device memory was never closed, so it stays allocated until the process ends; use "
+        f"device memory was never closed{made_at(place)}, so it stays allocated until the "
+        "process ends; use "
         "`async with` or `await ....aclose()`",
         ResourceWarning,
         stacklevel=2,

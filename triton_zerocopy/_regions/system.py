@@ -35,7 +35,7 @@ from .._datatypes import (
     encode_bytes,
 )
 from .._errors import CapacityError, InputError, RegionClosed, RegionError
-from .base import Region, RegionHost, check_shape
+from .base import Region, RegionHost, check_shape, made_at
 from .budget import Budget
 from .names import new_name
 
@@ -64,6 +64,7 @@ class SystemRegion(Region):
         mode: int = 0o600,
         gid: int | None = None,
         host: RegionHost | None = None,
+        place: str = "",
     ) -> None:
         if byte_size <= 0:
             raise InputError(f"a region has at least 1 byte, got byte_size={byte_size}")
@@ -80,7 +81,8 @@ class SystemRegion(Region):
             raise
         # The reservation ends with the mapping, which living arrays keep, not with free().
         weakref.finalize(self._map, budget.release, token).atexit = False
-        self._unlink = weakref.finalize(self, _abandoned, self._path, os.getpid())
+        self._pid = os.getpid()  # a forked child never removes what its parent owns
+        self._unlink = weakref.finalize(self, _abandoned, self._path, self._pid, place)
 
     @property
     def _path(self) -> str:
@@ -92,7 +94,7 @@ class SystemRegion(Region):
         return np.frombuffer(self._map, np.uint8)
 
     def free(self) -> None:
-        if self._unlink.detach() is not None:
+        if self._unlink.detach() is not None and os.getpid() == self._pid:
             _unlink(self._path)
         # Dropped, not closed: arrays that are still alive keep the mapping, and the last
         # of them unmaps it. mmap.close() would raise BufferError while one lives.
@@ -147,7 +149,7 @@ def _create(path: str, byte_size: int, mode: int, gid: int | None) -> mmap.mmap:
     try:
         descriptor = os.open(path, flags, 0o600)
     except OSError as error:
-        raise _explain(error, byte_size) from error
+        raise explain(error, byte_size) from error
     try:
         try:
             if gid is not None:
@@ -161,7 +163,7 @@ def _create(path: str, byte_size: int, mode: int, gid: int | None) -> mmap.mmap:
     except BaseException as error:
         _unlink(path)
         if isinstance(error, OSError):
-            raise _explain(error, byte_size) from error
+            raise explain(error, byte_size) from error
         raise
 
 
@@ -172,7 +174,8 @@ def _map(descriptor: int, byte_size: int) -> mmap.mmap:
     return mmap.mmap(descriptor, byte_size, mmap.MAP_SHARED, **options)
 
 
-def _explain(error: OSError, byte_size: int) -> RegionError:
+def explain(error: OSError, byte_size: int) -> RegionError:
+    """Return what a caller sees when shared memory cannot be made."""
     if error.errno in (errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EFBIG):
         return CapacityError(
             f"{byte_size} bytes of shared memory were wanted, {SHM_DIRECTORY} has "
@@ -213,13 +216,13 @@ def _unlink(path: str) -> None:
         pass
 
 
-def _abandoned(path: str, pid: int) -> None:
+def _abandoned(path: str, pid: int, place: str) -> None:
     """Last resort: the region was collected or the process ends, and nobody closed it."""
     if os.getpid() != pid:
-        return  # a forked child never removes what its parent owns
+        return
     _unlink(path)
     warnings.warn(
-        "shared memory was never closed; use `async with` or `await ....aclose()`",
+        f"shared memory was never closed{made_at(place)}; use `async with` or `await ....aclose()`",
         ResourceWarning,
         stacklevel=2,
     )

@@ -140,6 +140,11 @@ class GrpcTransport:
         request = _pb.SystemSharedMemoryStatusRequest(name=name)
         return await self._is_known(self._stub.SystemSharedMemoryStatus, request, timeout)
 
+    async def list_system(self, *, timeout: float | None) -> Sequence[str]:
+        request = _pb.SystemSharedMemoryStatusRequest()
+        reply = await self._administer(self._stub.SystemSharedMemoryStatus, request, timeout)
+        return tuple(reply.regions)
+
     async def register_cuda(
         self, name: str, raw_handle: bytes, device_id: int, byte_size: int, *, timeout: float | None
     ) -> None:
@@ -158,6 +163,11 @@ class GrpcTransport:
     async def has_cuda(self, name: str, *, timeout: float | None) -> bool:
         request = _pb.CudaSharedMemoryStatusRequest(name=name)
         return await self._is_known(self._stub.CudaSharedMemoryStatus, request, timeout)
+
+    async def list_cuda(self, *, timeout: float | None) -> Sequence[str]:
+        request = _pb.CudaSharedMemoryStatusRequest()
+        reply = await self._administer(self._stub.CudaSharedMemoryStatus, request, timeout)
+        return tuple(reply.regions)
 
     async def aclose(self) -> None:
         await self._channel.close()

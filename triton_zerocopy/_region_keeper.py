@@ -1,0 +1,301 @@
+"""`RegionKeeper`: all regions of a client, from being made until the server let go of them.
+
+It knows at each time which names the server may know. Those keep the client's owner file:
+what is left when the client ends is reclaimed by the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, Final, Protocol, TypeVar
+
+from ._cuda.device import Device
+from ._endings import public_error
+from ._errors import ForkedClientError, RegistrationError, ServerUnavailable
+from ._owners import Owner, Unrecorded
+from ._regions.base import Region
+from ._regions.budget import Budget
+from ._regions.cuda import make_region
+from ._regions.names import new_name
+from ._regions.system import SystemRegion, explain
+from ._registration import ask_to_forget, is_known, register, unregister
+from ._settings import Settings
+from ._transports.base import ServerError, Transport
+from ._urls import server_key
+
+logger = logging.getLogger("triton_zerocopy")
+
+Result = TypeVar("Result")
+
+FENCE_TIMEOUT: Final = 30.0  # seconds to wait until a server lets go of a region
+
+
+class Workshop(Protocol):
+    """What a keeper needs from its client."""
+
+    settings: Settings
+    budget: Budget
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop: ...
+    @property
+    def transport(self) -> Transport: ...
+    @property
+    def is_closed(self) -> bool: ...
+    def check_usable(self) -> None: ...
+    def submit(self, work: Callable[[], Result]) -> asyncio.Future[Result]: ...
+    def spawn(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]: ...
+    async def run_copy(self, copy: Callable[[], Any], byte_size: int) -> Any: ...
+
+
+class RegionKeeper:
+    """Makes regions, makes them known to the server, and gives them back.
+
+    Args:
+        shop: the client's shared part.
+        first_used: called when the first region is about to be made.
+    """
+
+    def __init__(self, shop: Workshop, first_used: Callable[[], object]) -> None:
+        self._shop = shop
+        self._first_used = first_used
+        self._pid = os.getpid()
+        self._owner: Owner | None = None
+        self._owning: asyncio.Task[Owner] | None = None
+        self._kept: list[Region] = []
+        self._unproven: list[Region] = []
+        self._kept_until = 0.0
+
+    # What a region asks of its client
+
+    def check_usable(self) -> None:
+        """Raise if the client cannot be used here."""
+        self._shop.check_usable()
+
+    async def run_copy(self, copy: Callable[[], Any], byte_size: int) -> Any:
+        """Run a copy, in a thread if it is large."""
+        return await self._shop.run_copy(copy, byte_size)
+
+    # Ownership
+
+    async def own(self, *, needs_files: bool = False) -> Owner:
+        """Return the ownership of this client's regions; its file is made at the first time.
+
+        Args:
+            needs_files: True if nothing can be shared where that file cannot be made. Memory
+                of a GPU can.
+
+        Raises:
+            CapacityError, RegionError: the file could not be made.
+        """
+        is_lacking = needs_files and isinstance(self._owner, Unrecorded)
+        if self._owner is None or is_lacking:
+            if self._owning is None:
+                self._owning = self._shop.spawn(self._begin_owning(needs_files))
+            return await asyncio.shield(self._owning)
+        return self._owner
+
+    async def _begin_owning(self, needs_files: bool) -> Owner:
+        settings = self._shop.settings
+        owner: Owner
+        try:
+            owner = await self._shop.submit(
+                lambda: Owner(
+                    server_key(settings.target), mode=settings.shm_mode, gid=settings.shm_gid
+                )
+            )
+        except OSError as error:
+            problem = explain(error, os.sysconf("SC_PAGE_SIZE"))
+            if needs_files:
+                raise problem from error
+            logger.warning("if this process is killed, its regions stay registered: %s", problem)
+            owner = Unrecorded()
+        finally:
+            self._owning = None
+        self._owner = owner
+        self._first_used()
+        return owner
+
+    # Making
+
+    async def new_region(
+        self,
+        byte_size: int,
+        device: Device | None,
+        *,
+        is_public: bool = False,
+        rests: bool = False,
+        place: str = "",
+    ) -> Region:
+        """Make a region and register it. After an error neither is left.
+
+        Args:
+            byte_size: bytes in it.
+            device: the GPU it is on; None for host memory.
+            is_public: True if it is for callers to use by itself.
+            rests: True if it must rest after an error before it is unregistered.
+            place: file and line of the code that wanted it, for warnings.
+        """
+        settings = self._shop.settings
+        owner = await self.own(needs_files=device is None)
+        if rests:
+            await self._shop.submit(owner.note_rest)
+        host = self if is_public else None
+        region: Region
+        if device is None:
+            region = await self._shop.submit(
+                lambda: SystemRegion(
+                    byte_size,
+                    owner_id=owner.id,
+                    budget=self._shop.budget,
+                    mode=settings.shm_mode,
+                    gid=settings.shm_gid,
+                    host=host,
+                    place=place or settings.place,
+                )
+            )
+        else:
+            region = await make_region(
+                device,
+                byte_size,
+                owner_id=owner.id,
+                budget=self._shop.budget,
+                server_device_id=settings.server_device_id(device.id, device.facts.uuid),
+                host=host,
+                place=place or settings.place,
+            )
+        return await self.registered(region)
+
+    async def registered(self, region: Region) -> Region:
+        """Make a new region known to the server, or give it back."""
+        try:
+            await self._register(region)
+        except ServerUnavailable:
+            # It may have been registered.
+            if region.is_host_accessible:
+                await self._shop.submit(region.give_up)
+            else:
+                self._unproven.append(region)
+            raise
+        except BaseException:
+            await self._shop.submit(region.free)
+            raise
+        self.retry_unproven()
+        return region
+
+    async def make_known(self, region: Region) -> None:
+        """Register a region again, under a new name: a name is never used twice."""
+        owner = await self.own()
+        owner.names.discard(region.name)
+        region.name = new_name(owner.id)
+        await self._register(region)
+        self.retry_unproven()
+
+    async def renew(self, regions: Iterable[Region]) -> None:
+        """Register anew those of the regions that the server does not know (any more).
+
+        Raises:
+            RegistrationError, ServerUnavailable, InferenceError: what the names say.
+        """
+        for region in regions:
+            async with region.renewing:
+                try:
+                    knows = await is_known(self._shop.transport, region)
+                except ServerError as error:
+                    raise public_error(error) from error
+                if not knows:
+                    await self.make_known(region)
+
+    async def _register(self, region: Region) -> None:
+        self._check_process()
+        owner = await self.own()
+        owner.names.add(region.name)
+        try:
+            await register(self._shop.transport, region)
+        except RegistrationError:
+            owner.names.discard(region.name)  # the server refused it
+            raise
+
+    # Giving back
+
+    async def forget(self, region: Region) -> None:
+        """Unregister a region and wait until the server let go of it."""
+        self._check_process()
+        await unregister(self._shop.transport, region, timeout=FENCE_TIMEOUT)
+        if self._owner is not None:
+            self._owner.names.discard(region.name)
+
+    async def dispose(self, region: Region) -> None:
+        """Unregister a region, then free it.
+
+        Without proof that the server let go of it, what can wait for that is kept: it is
+        tried again when the server answers, and when the client closes.
+        """
+        try:
+            await self.forget(region)
+        except ForkedClientError:
+            raise  # it is the parent's
+        except BaseException:
+            if region.is_host_accessible or self._shop.is_closed:
+                await self._shop.submit(region.give_up)
+            else:
+                self._unproven.append(region)
+            raise
+        await self._shop.submit(region.free)
+        await region.freed()
+
+    def retry_unproven(self) -> None:
+        """The server answers again: have it let go of what it could not before."""
+        regions, self._unproven = self._unproven, []
+        for region in regions:
+            self._shop.spawn(self._dispose_quietly(region))
+
+    async def _dispose_quietly(self, region: Region) -> None:
+        try:
+            await self.dispose(region)
+        except (RegistrationError, ServerUnavailable) as error:
+            logger.warning("memory of a GPU is kept, as a server may have it mapped: %s", error)
+
+    async def abandon(self, region: Region) -> None:
+        """Give up a region that a call still uses: the server may forget it by itself.
+
+        Servers from 2.53 on let go when the call ends; earlier ones keep it registered, until
+        the owner file tells another client to unregister it.
+        """
+        self._check_process()
+        try:
+            await ask_to_forget(self._shop.transport, region)
+        except ServerError as error:
+            logger.warning("a region stays registered at the server (%s)", error.code)
+        region.abandon()
+        await self._shop.submit(region.give_up)
+
+    def keep(self, region: Region, *, until: float) -> None:
+        """Put a region aside until the client closes, and until then at the earliest.
+
+        Args:
+            region: it is not used any more.
+            until: loop time before which it must not be unregistered.
+        """
+        self._kept.append(region)
+        self._kept_until = max(self._kept_until, until)
+
+    def _check_process(self) -> None:
+        # The connection to the server is the parent's, as is all that is registered.
+        if os.getpid() != self._pid:
+            raise ForkedClientError("a forked child does not touch the regions of its parent")
+
+    # Closing
+
+    async def aclose(self) -> None:
+        """Give up the kept regions, and the ownership; nothing else of the client runs."""
+        if self._kept:
+            await asyncio.sleep(max(0.0, self._kept_until - self._shop.loop.time()))
+            ends = [self.dispose(region) for region in self._kept]
+            await asyncio.gather(*ends, return_exceptions=True)
+            self._kept.clear()
+        if self._owner is not None:
+            await self._shop.submit(self._owner.release)

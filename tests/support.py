@@ -44,13 +44,18 @@ async def forget_all(server, but=()):
     async with tz.Client(server.grpc_url) as client:
         status = await client.triton.get_system_shared_memory_status()
         for name in set(status.regions) - set(but):
-            while not await is_forgotten(client, name):
-                await asyncio.sleep(0.01)
+            await forget(client, name)
 
 
-async def is_forgotten(client, name):
+async def forget(client, name, memory="system"):
+    """Unregister a region as another client would; for a moment after an answer it is in use."""
+    while not await is_forgotten(client, name, memory):
+        await asyncio.sleep(0.001)
+
+
+async def is_forgotten(client, name, memory="system"):
     try:
-        await client.triton.unregister_system_shared_memory(name)
+        await getattr(client.triton, f"unregister_{memory}_shared_memory")(name)
     except Exception as error:
         assert "currently in use" in str(error)
         return False

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import trustme
 from models import MODELS, has_strings
-from support import forget_all, own_files, until
+from support import forget, forget_all, own_files, until
 
 import triton_zerocopy as tz
 from triton_zerocopy import _memory
@@ -174,7 +174,7 @@ asyncio.run(main())
     assert b"ResourceWarning: shared memory was never closed" in errors
     assert own_files() == set()
     async with tz.Client(server.grpc_url) as client:
-        await client.triton.unregister_system_shared_memory(output.decode().strip())
+        await forget(client, output.decode().strip())
 
 
 async def test_cancelling_the_close_does_not_stop_it(server):
@@ -262,7 +262,7 @@ async def test_names_of_regions_reach_no_error(server, monkeypatch):
 
     async with tz.Client(server.grpc_url) as client, client.region(64) as region:
         monkeypatch.setattr(client._runtime, "renew", do_not)
-        await client.triton.unregister_system_shared_memory(region.name)
+        await forget(client, region.name)
         with pytest.raises(tz.InferenceError, match=r"Unable to find .*: '\(a region\)'") as raised:
             await client.infer("add_one", {"INPUT0": region.tensor((4,), "FP32")})
         assert region.name not in str(raised.value)
@@ -275,13 +275,13 @@ async def test_a_server_that_lost_the_region_gets_it_again(server):
         await model.infer({"INPUT0": X})
         regions = (await client.triton.get_system_shared_memory_status()).regions
         for name in regions:
-            await client.triton.unregister_system_shared_memory(name)
+            await forget(client, name)
         result = await model.infer({"INPUT0": X})
         np.testing.assert_array_equal(result["OUTPUT0"], X + 1)
         async with model.lease() as lease:
             lease.inputs["INPUT0"][:] = X
             for name in (await client.triton.get_system_shared_memory_status()).regions:
-                await client.triton.unregister_system_shared_memory(name)
+                await forget(client, name)
             result = await lease.infer()
             np.testing.assert_array_equal(result["OUTPUT0"], X + 1)
 

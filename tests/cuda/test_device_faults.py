@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import subprocess
 import sys
 import warnings
 from functools import partial
+from pathlib import Path
 
 import emulated_cuda
 import numpy as np
@@ -18,7 +20,7 @@ import pytest
 from emulated_cuda import arrays
 from emulated_cuda.server import CudaServer
 from models import MODELS
-from support import until
+from support import forget, until
 
 import triton_zerocopy as tz
 from triton_zerocopy._cuda import device as devices
@@ -45,6 +47,41 @@ import threading
 assert threading.active_count() == 1
 """
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=60)
+
+
+def test_the_process_does_not_end_under_the_devices_thread():
+    """Not while it gives back its streams, either: CUDA may be gone in the midst of a call."""
+    code = """
+import atexit, threading
+import emulated_cuda
+
+emulated_cuda.install()
+given_back = []
+atexit.register(lambda: print(len(given_back)))  # runs after those that are registered later
+
+from triton_zerocopy._cuda import device
+
+begun = threading.Event()
+
+def slowly():
+    begun.set()
+    threading.Event().wait(0.01)
+    given_back.append(1)
+
+hook = emulated_cuda.on_call("cudaStreamDestroy", slowly)
+hook.__enter__()
+device.open_device(0).let_go()
+assert begun.wait(10)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert int(done.stdout) == 32
 
 
 async def test_no_cuda_python(cuda_server, emulation):
@@ -365,7 +402,7 @@ async def test_a_region_that_nobody_closed_warns(cuda_server):
         gc.collect()
     assert any("device memory was never closed" in str(each.message) for each in caught)
     assert emulated_cuda.live().device == 1  # the server has it mapped
-    await client.triton.unregister_cuda_shared_memory(name)
+    await forget(client, name, "cuda")
     await client.aclose()
     devices._devices[0]._pinned.clear()
     devices._devices[0].post(lambda: None)

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 import pytest
+from loops import BOTH
 from models import MODELS
 from support import own_files, owner_files
 
@@ -25,12 +26,7 @@ def pytest_collection_modifyitems(items):
             item.add_marker("once")
 
 
-@pytest.fixture(
-    params=[
-        pytest.param(("asyncio", {"debug": True}), id="asyncio"),
-        pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
-    ]
-)
+@pytest.fixture(params=BOTH)
 def anyio_backend(request):
     return request.param
 

@@ -75,3 +75,18 @@ async def forget_all(server):
         reclaimed = await client.reap(timeout=30)
         assert reclaimed.in_use == 0
         assert reclaimed.owners > 0, "nothing was left behind"
+
+
+async def forget(client, name, memory="system"):
+    """Unregister a region as another client would; for a moment after an answer it is in use."""
+    while not await is_forgotten(client, name, memory):
+        await asyncio.sleep(0.001)
+
+
+async def is_forgotten(client, name, memory="system"):
+    try:
+        await getattr(client.triton, f"unregister_{memory}_shared_memory")(name)
+    except Exception as error:
+        assert "currently in use" in str(error)
+        return False
+    return True

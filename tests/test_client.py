@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import trustme
 from models import MODELS, has_strings
-from support import forget_all, own_files, own_regions, until
+from support import forget, forget_all, own_files, own_regions, until
 
 import triton_zerocopy as tz
 from triton_zerocopy import _memory
@@ -262,7 +262,7 @@ async def test_names_of_regions_reach_no_error(server, monkeypatch):
 
     async with tz.Client(server.grpc_url) as client, client.region(64) as region:
         monkeypatch.setattr(client._runtime.regions, "renew", do_not)
-        await client.triton.unregister_system_shared_memory(region.name)
+        await forget(client, region.name)
         with pytest.raises(tz.InferenceError, match=r"Unable to find .*: '\(a region\)'") as raised:
             await client.infer("add_one", {"INPUT0": region.tensor((4,), "FP32")})
         assert region.name not in str(raised.value)
@@ -275,13 +275,13 @@ async def test_a_server_that_lost_the_region_gets_it_again(server):
         await model.infer({"INPUT0": X})
         regions = (await client.triton.get_system_shared_memory_status()).regions
         for name in regions:
-            await client.triton.unregister_system_shared_memory(name)
+            await forget(client, name)
         result = await model.infer({"INPUT0": X})
         np.testing.assert_array_equal(result["OUTPUT0"], X + 1)
         async with model.lease() as lease:
             lease.inputs["INPUT0"][:] = X
             for name in (await client.triton.get_system_shared_memory_status()).regions:
-                await client.triton.unregister_system_shared_memory(name)
+                await forget(client, name)
             result = await lease.infer()
             np.testing.assert_array_equal(result["OUTPUT0"], X + 1)
 

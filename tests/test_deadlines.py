@@ -112,9 +112,12 @@ async def test_one_timer_for_all(deadlines):
             made.append(args)
             return real(*args)
 
-    counted = Deadlines(Counting())
-    for _ in range(100):
-        with counted.limit(30):
-            await asyncio.sleep(0)
-    counted.close()
-    assert len(made) == 1
+    for _ in range(30):  # whether uvloop's timer tells a later time depends on the time
+        counted = Deadlines(Counting())
+        for _ in range(20):
+            with counted.limit(30):
+                await asyncio.sleep(0)
+        counted.close()
+        assert len(made) == 1
+        made.clear()
+        await asyncio.sleep(0.001)

@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 import pytest
-from support import needs_strings, own_files, own_regions
+from support import forget, needs_strings, own_files, own_regions
 
 import triton_zerocopy as tz
 from triton_zerocopy._regions import system
@@ -328,7 +328,7 @@ async def test_a_region_that_the_server_lost_is_registered_anew(server, way):
 
         for _ in range(3):
             await asyncio.gather(*(call() for _ in range(3)))
-            await client.triton.unregister_system_shared_memory(region.name)
+            await forget(client, region.name)
             for output in await asyncio.gather(*(call() for _ in range(3))):
                 assert np.array_equal(output, np.full(4, 6))
         result = await model.infer({"INPUT0": np.zeros(4, np.float32)})

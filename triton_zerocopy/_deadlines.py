@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
+
+_NEVER: Final = float("inf")
 
 
 class Deadline:
@@ -68,15 +70,16 @@ class Deadlines:
         self._loop = loop
         self._active: set[Deadline] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._set_for = _NEVER  # uvloop's timers tell another time than they were given
 
     def limit(self, seconds: float | None) -> Deadline:
         """Return a deadline in so many seconds, to be used in ``with``; None for never."""
-        return Deadline(self, float("inf") if seconds is None else self._loop.time() + seconds)
+        return Deadline(self, _NEVER if seconds is None else self._loop.time() + seconds)
 
     def add(self, deadline: Deadline) -> None:
         """Watch a deadline."""
         self._active.add(deadline)
-        if self._timer is None or deadline.when < self._timer.when():
+        if deadline.when < self._set_for:
             self._set_timer(deadline.when)
 
     def remove(self, deadline: Deadline) -> None:
@@ -87,15 +90,15 @@ class Deadlines:
         """Drop the timer."""
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
+        self._timer, self._set_for = None, _NEVER
 
     def _set_timer(self, when: float) -> None:
         self.close()
-        if when != float("inf"):
-            self._timer = self._loop.call_at(when, self._look)
+        if when != _NEVER:
+            self._timer, self._set_for = self._loop.call_at(when, self._look), when
 
     def _look(self) -> None:
-        self._timer = None
+        self._timer, self._set_for = None, _NEVER
         now = self._loop.time()
         for deadline in list(self._active):
             if deadline.when <= now and not deadline.has_expired:

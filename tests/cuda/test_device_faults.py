@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import subprocess
 import sys
 import warnings
 from functools import partial
+from pathlib import Path
 
 import emulated_cuda
 import numpy as np
@@ -45,6 +47,41 @@ import threading
 assert threading.active_count() == 1
 """
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=60)
+
+
+def test_the_process_does_not_end_under_the_devices_thread():
+    """Not while it gives back its streams, either: CUDA may be gone in the midst of a call."""
+    code = """
+import atexit, threading
+import emulated_cuda
+
+emulated_cuda.install()
+given_back = []
+atexit.register(lambda: print(len(given_back)))  # runs after those that are registered later
+
+from triton_zerocopy._cuda import device
+
+begun = threading.Event()
+
+def slowly():
+    begun.set()
+    threading.Event().wait(0.01)
+    given_back.append(1)
+
+hook = emulated_cuda.on_call("cudaStreamDestroy", slowly)
+hook.__enter__()
+device.open_device(0).let_go()
+assert begun.wait(10)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert int(done.stdout) == 32
 
 
 async def test_no_cuda_python(cuda_server, emulation):

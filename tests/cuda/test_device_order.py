@@ -11,6 +11,7 @@ import threading
 
 import numpy as np
 import pytest
+from loops import BOTH
 from support import until
 
 import triton_zerocopy as tz
@@ -20,9 +21,9 @@ pytestmark = pytest.mark.anyio
 X = np.arange(4, dtype=np.float32)
 
 
-@pytest.fixture(params=["asyncio", "uvloop"])
+@pytest.fixture(params=BOTH)
 def anyio_backend(request):
-    return "asyncio", {"debug": True} if request.param == "asyncio" else {"use_uvloop": True}
+    return request.param
 
 
 @pytest.fixture

@@ -208,10 +208,17 @@ class Device:
 
     def start(self) -> None:
         """Start the thread. Blocks until CUDA is initialised. Raises CudaError."""
+        _running.add(self)
         self._thread.start()
         self._started.result()
 
     def _run(self) -> None:
+        try:
+            self._work()
+        finally:
+            _running.discard(self)
+
+    def _work(self) -> None:
         try:
             cudart.set_device(self.id)
             facts = cudart.device_facts(self.id)
@@ -311,6 +318,10 @@ def _resolve(future: asyncio.Future[None], error: BaseException | None) -> None:
 # One for each GPU of this process
 
 _devices: dict[int, Device] = {}
+_running: set[Device] = set()
+"""Whose threads are there: also one that nobody uses any more and that is giving back what it has
+of CUDA. The process does not end under it."""
+
 _lock = threading.Lock()
 
 
@@ -339,7 +350,7 @@ def open_device(device_id: int) -> Device:
 
 
 def _stop_all() -> None:
-    for device in list(_devices.values()):
+    for device in list(_running):
         device.stop()
 
 
@@ -351,6 +362,7 @@ def _start_over() -> None:
     global _lock  # noqa: PLW0603 # another thread may have held it
     _lock = threading.Lock()
     _devices.clear()
+    _running.clear()
 
 
 os.register_at_fork(after_in_child=_start_over)

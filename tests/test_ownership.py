@@ -289,6 +289,36 @@ async def test_a_child_that_ends_in_the_ordinary_way(server):
         assert await program.wait() == 0
 
 
+async def test_a_child_does_not_end_the_ownership_of_an_idle_client(server):
+    """Its parent has nothing registered just then, so the file would go if it were the child's."""
+    code = """
+    import threading
+    ready, over = threading.Event(), threading.Event()
+    made = {}
+    async def main():
+        made["client"] = client = tz.Client(URL)
+        await (await client.region(64)).aclose()
+        ready.set()
+        await until(over.is_set)
+        await client.aclose()
+    thread = threading.Thread(target=asyncio.run, args=(main(),))
+    thread.start()
+    ready.wait()
+    child = os.fork()
+    if child == 0:
+        made.clear()
+        sys.exit(6)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    files = [name for name in os.listdir("/dev/shm") if owner_of(made["client"]) in name]
+    say(status=status, files=len(files))
+    over.set()
+    thread.join()
+    """
+    async with Program(code, server.grpc_url) as program:
+        assert await program.hear() == {"status": 6, "files": 1}
+        assert await program.wait() == 0
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 async def test_children_of_multiprocessing(server, tmp_path, method):
     """They end in the ordinary way, with all finalizers; a child's own client works."""

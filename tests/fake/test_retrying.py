@@ -11,7 +11,7 @@ from models import MODELS
 from support import until
 
 import triton_zerocopy as tz
-from triton_zerocopy.testing import FakeTriton, Fault
+from triton_zerocopy.testing import FakeTriton, Fault, PythonModel
 
 pytestmark = pytest.mark.anyio
 
@@ -19,6 +19,10 @@ X = np.arange(4, dtype=np.float32)
 AGAIN = tz.RetryPolicy(first_pause=0.01, longest_pause=0.05)
 AWAY = ("UNAVAILABLE", "failed to connect to all addresses")
 BROKE = ("UNAVAILABLE", "Socket closed")
+
+
+def one_more(INPUT0):
+    return INPUT0 + 1
 
 
 @pytest.fixture(params=["system", "wire"])
@@ -97,6 +101,22 @@ async def test_a_lease_stays_in_its_memory(fake):
             with pytest.raises(tz.ServerUnavailable):
                 await call(client, model, "lease")
             await call(client, model, "lease")
+
+
+async def test_a_sequence_is_never_repeated():
+    """The order of its requests means something to the model."""
+    model = PythonModel(
+        one_more,
+        inputs={"INPUT0": ("FP32", [4])},
+        outputs={"OUTPUT0": ("FP32", [4])},
+        config="sequence_batching { max_sequence_idle_microseconds: 5000000 }",
+    )
+    async with FakeTriton({"fixed": model}) as server:
+        async with tz.Client(server.grpc_url, retry=AGAIN) as client:
+            async with client.model("fixed") as model:
+                await server.ainject(Fault("ModelInfer", fail=AWAY))
+                with pytest.raises(tz.ServerUnavailable):
+                    await call(client, model, "infer")
 
 
 async def test_a_refusal_is_no_absence(fake):

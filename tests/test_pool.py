@@ -230,6 +230,88 @@ async def test_many_cancels_lose_nothing():
     assert pool.statistics().waiting == 0
 
 
+# Growing and shrinking
+
+
+async def test_what_nobody_uses_is_given_up_down_to_the_minimum():
+    pool, discarded = make_pool(capacity=4, minimum=1)
+    items = [await pool.acquire() for _ in range(4)]
+    for item in items:
+        pool.release(item)
+    pool.trim()
+    assert not discarded, "they were in use since the last time"
+    busy = [await pool.acquire() for _ in range(2)]
+    for item in busy:
+        pool.release(item)
+    pool.trim()
+    assert len(discarded) == 2, "two were enough"
+    assert set(discarded).isdisjoint(busy), "the coldest go"
+    pool.trim()
+    assert len(discarded) == 3
+    pool.trim()
+    assert len(discarded) == 3
+    again = [await pool.acquire() for _ in range(4)]
+    assert len(set(again)) == 4
+    assert pool.statistics().retired == 0, "none was given up for a fault"
+
+
+async def test_items_in_use_count_for_the_minimum():
+    pool, discarded = make_pool(capacity=4, minimum=2)
+    one, two, three = [await pool.acquire() for _ in range(3)]
+    pool.release(three)
+    pool.trim()
+    pool.trim()
+    assert discarded == [three]
+    pool.release(two)
+    pool.trim()
+    pool.trim()
+    assert discarded == [three]
+    pool.release(one)
+
+
+async def test_a_pool_of_one_size_gives_nothing_up():
+    pool, discarded = make_pool(capacity=2)
+    pool.release(await pool.acquire())
+    for _ in range(3):
+        pool.trim()
+    assert not discarded
+    assert not pool.is_elastic
+    assert not pool.refuse(await pool.acquire())
+
+
+async def test_without_memory_for_another_one_those_in_use_are_waited_for():
+    pool, discarded = make_pool(capacity=4, minimum=1)
+    one = await pool.acquire()
+    assert not pool.refuse(one), "nobody else has one"
+    two, three = await pool.acquire(), await pool.acquire()
+    assert pool.refuse(three)
+    assert discarded == [three]
+    waiting = asyncio.create_task(pool.acquire())
+    await until_waiting(pool, 1)
+    pool.release(two)
+    assert await waiting is two
+    assert pool.acquire_nowait() is None
+    pool.trim()
+    assert pool.acquire_nowait() is not None, "tried again"
+    pool.release(one)
+
+
+async def test_waiters_are_served_when_more_may_be_tried():
+    pool, _ = make_pool(capacity=3, minimum=1)
+    await pool.acquire()
+    assert pool.refuse(await pool.acquire())
+    waiting = asyncio.create_task(pool.acquire())
+    await until_waiting(pool, 1)
+    pool.trim()
+    await waiting
+
+
+@pytest.mark.parametrize("minimum", [0, 3])
+def test_a_minimum_that_cannot_be(minimum):
+    with pytest.raises(ValueError, match="from at least 1 to at most 2"):
+        make_pool(minimum=minimum)
+
+
 class PoolMachine(RuleBasedStateMachine):
     """Random users of a pool, step by step, against a simple picture of it."""
 
@@ -238,9 +320,13 @@ class PoolMachine(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.capacity = 2
+        self.capacity, self.minimum = 3, 1
+        self.most = self.capacity  # less, after there was no memory for one
+        self.trimmed = 0
         self.discarded = []
-        self.pool = Pool(Item, self._discard, capacity=self.capacity, max_waiting=3)
+        self.pool = Pool(
+            Item, self._discard, capacity=self.capacity, minimum=self.minimum, max_waiting=3
+        )
         self.held = []
         self.in_flight = []
         self.parked = []
@@ -333,6 +419,28 @@ class PoolMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: len(self.held) > len(self.in_flight))
     @rule(data=st.data())
+    def refuse(self, data):
+        item = data.draw(st.sampled_from([i for i in self.held if i not in self.in_flight]))
+        others = len(self.held) - 1 + len(self.quarantined)
+        if self.pool.refuse(item):
+            assert others >= self.minimum
+            self.most = others
+            self.trimmed += 1
+            self.held.remove(item)
+        else:
+            assert others < self.minimum
+        self.settle()
+
+    @rule()
+    def trim(self):
+        before = len(self.discarded)
+        self.pool.trim()
+        self.trimmed += len(self.discarded) - before
+        self.most = self.capacity
+        self.settle()
+
+    @precondition(lambda self: len(self.held) > len(self.in_flight))
+    @rule(data=st.data())
     def depart(self, data):
         item = data.draw(st.sampled_from([i for i in self.held if i not in self.in_flight]))
         self.pool.depart(item)
@@ -372,8 +480,8 @@ class PoolMachine(RuleBasedStateMachine):
         assert picture.parked == len(self.parked)
         assert picture.quarantined == len(self.quarantined)
         assert picture.waiting == len(self.line)
-        assert picture.retired == len(self.discarded)
-        assert picture.in_use + picture.quarantined + picture.available == self.capacity
+        assert picture.retired == len(self.discarded) - self.trimmed
+        assert picture.in_use + picture.quarantined + picture.available <= self.most
         assert len(set(self.held)) == len(self.held), "an item was handed out twice"
 
     @invariant()
@@ -392,12 +500,12 @@ class PoolMachine(RuleBasedStateMachine):
         for item in list(self.quarantined):
             self.pool.restore(item)
         self.settle()
-        assert self.pool.statistics().available == self.capacity
+        assert self.pool.statistics().available == self.most
         self.pool.close()
         drained = self.loop.create_task(self.pool.drained())
         self.settle()
         assert drained.done()
-        assert self.pool.statistics().retired == len(self.discarded)
+        assert self.pool.statistics().retired == len(self.discarded) - self.trimmed
         self.loop.close()
 
 

@@ -24,6 +24,7 @@ from ._retry import RetryPolicy
 from ._runtime import Runtime, RuntimeState
 from ._server_versions import quirks_of
 from ._settings import check_memory, make_settings
+from ._slots import SlotRange
 from ._transports.base import Parameter, ServerError
 from ._urls import SslOptions
 
@@ -191,7 +192,7 @@ class Client:
         version: str = "",
         *,
         memory: str | None = None,
-        slots: int = 4,
+        slots: int | tuple[int, int] = 4,
         max_waiting: int | None = None,
         shapes: Mapping[str, Sequence[int]] | None = None,
         output_bytes: Mapping[str, int] | None = None,
@@ -204,11 +205,14 @@ class Client:
             name: the model's name.
             version: its version; empty for the server's choice.
             memory: as for `Client`; the client's by default.
-            slots: how many requests may be under way at a time. Each slot is a region of
+            slots: how many requests may be under way at a time; or the fewest and the most
+                as a pair. Above the fewest, slots are made when callers would have to wait,
+                and given up when nobody has used them for half a minute; without memory for
+                another one, callers wait for one that there is. Each slot is a region of
                 its own, as large as the largest request it carried.
             max_waiting: how many callers may wait for a slot; None for any number.
-            shapes: full input shapes, for which all slots are sized and registered before
-                the model is handed out. Otherwise the first uses size them.
+            shapes: full input shapes, for which all slots, of a pair the fewest, are sized
+                and registered before the model is handed out. Otherwise the first uses size them.
             output_bytes: room in bytes for outputs whose size the metadata does not tell.
                 Otherwise they come inline until it is known.
             repeatable: True if the model may run a second time when an output did not fit.
@@ -224,10 +228,9 @@ class Client:
 
         Cancellation: safe.
         """
-        if slots < 1 or (max_waiting is not None and max_waiting < 0):
-            raise InputError(
-                f"slots is at least 1 and max_waiting 0, got {slots} and {max_waiting}"
-            )
+        slot_range = SlotRange.parse(slots)
+        if max_waiting is not None and max_waiting < 0:
+            raise InputError(f"max_waiting is at least 0, got {max_waiting}")
         wanted = check_memory(memory or self._runtime.settings.memory)
         limit = self._limit(timeout)
 
@@ -245,7 +248,7 @@ class Client:
                 spec,
                 uses_shm=device is not None or await self._memory.uses_shm(wanted),
                 device=device,
-                slots=slots,
+                slots=slot_range,
                 max_waiting=max_waiting,
                 shapes=shapes,
                 output_bytes=output_bytes or {},

@@ -33,12 +33,16 @@ from ._regions.base import Region
 from ._registration import ENSEMBLE_REST
 from ._runtime import ON_LOOP_BYTES, Runtime
 from ._slot_states import SlotState
-from ._slots import Slot
+from ._slots import Slot, SlotRange
 from ._transports.base import InferReply
 
 logger = logging.getLogger("triton_zerocopy")
 
 Result = TypeVar("Result")
+
+IDLE: Final = 30.0
+"""Seconds that slots above the smallest number are kept while nobody uses them, and until more are
+tried after memory ran out."""
 
 _IN_USE: Final = (SlotState.LEASED, SlotState.IN_FLIGHT)
 
@@ -50,7 +54,8 @@ class Engine:
         runtime: the client's shared part.
         name: what messages call the model.
         device: the GPU that the slots are on; None for host memory.
-        slots: how many requests may be under way at a time.
+        slots: how many requests may be under way at a time, and how many of the slots are kept
+            when they are not used.
         max_waiting: how many callers may wait for a slot; None for any number.
         is_ensemble: True if errors can be answered before all work is done.
     """
@@ -61,7 +66,7 @@ class Engine:
         name: str,
         *,
         device: Device | None,
-        slots: int,
+        slots: SlotRange,
         max_waiting: int | None,
         is_ensemble: bool,
     ) -> None:
@@ -71,7 +76,8 @@ class Engine:
         self.pool = Pool(
             self._make,
             self._discard,
-            capacity=slots,
+            capacity=slots.most,
+            minimum=slots.fewest,
             max_waiting=max_waiting,
             name=f"model {name!r}",
         )
@@ -79,11 +85,25 @@ class Engine:
         """Those whose block was entered and not left."""
         self._largest = 0
         self._slots: set[Slot] = set()
+        self._trimmer: asyncio.TimerHandle | None = None
 
     def _make(self) -> Slot:
         slot = Slot()
         self._slots.add(slot)
+        if self._trimmer is None and self.pool.is_elastic:
+            self._trimmer = self.runtime.loop.call_later(IDLE, self._trim)
         return slot
+
+    def _trim(self) -> None:
+        self._trimmer = self.runtime.loop.call_later(IDLE, self._trim)
+        self.pool.trim()
+
+    def refuse(self, slot: Slot) -> bool:
+        """Give up a slot that there is no memory for; tell whether there are others to wait for."""
+        if slot.holds != 1 or not self.pool.refuse(slot):
+            return False
+        slot.holds = 0
+        return True
 
     # Holding
 
@@ -351,6 +371,8 @@ class Engine:
         warning: its memory is unlinked, and a deferred unregister may still remove it.
         """
         self.pool.close()
+        if self._trimmer is not None:
+            self._trimmer.cancel()
         try:
             async with asyncio.timeout(timeout):
                 await self.pool.drained()

@@ -13,7 +13,7 @@ from ._calls import Call
 from ._cuda.device import Device
 from ._datatypes import BYTES, Array, Shape, byte_size_of
 from ._engine import Engine
-from ._errors import ServerUnavailable
+from ._errors import CapacityError, ServerUnavailable
 from ._layout import ALIGNMENT, Layout, Want, lay_out, want_output
 from ._output_sizes import OutputSizes
 from ._received import Checked, Received
@@ -82,13 +82,13 @@ class Executor:
         Cancellation: the caller is released at once, the slot when the server answered.
         """
         engine = self.engine
-        slot = engine.acquire_nowait() or await engine.acquire(may_queue=call.may_queue)
+        layout = self.layout_for(call)
+        slot = engine.acquire_nowait()
+        if slot is None or layout.byte_size > slot.byte_size:
+            slot = await self.take(slot, layout.byte_size, may_queue=call.may_queue)
         try:
             attempts: Attempts | None = None
             while True:
-                layout = self.layout_for(call)
-                if layout.byte_size > slot.byte_size:
-                    attempts = await self.make_room(slot, layout.byte_size, attempts)
                 request = self._request(slot, layout, call)
                 try:
                     reply = await self.send(slot, request, call.options)
@@ -96,6 +96,9 @@ class Executor:
                 except ServerError as error:
                     attempts = attempts or Attempts(self, may_move=True)
                     await attempts.recover(error, slot, request, call.options)
+                layout = self.layout_for(call)
+                if layout.byte_size > slot.byte_size:
+                    await self.make_room(slot, layout.byte_size, attempts)
             checked = check_reply(self.spec.name, reply, request)
             if call.target is None and checked.copy_cost < self._at_once:
                 arrays: dict[str, Any] = {
@@ -110,9 +113,40 @@ class Executor:
         finally:
             engine.unhold(slot)
 
-    async def make_room(
-        self, slot: Slot, byte_size: int, attempts: Attempts | None = None
-    ) -> Attempts | None:
+    async def take(self, slot: Slot | None, byte_size: int, *, may_queue: bool = False) -> Slot:
+        """Take a slot that has room for so many bytes, waiting for it in line.
+
+        Where there is no memory for another slot, but others are in use, one of those is waited
+        for.
+
+        Args:
+            slot: one that was taken already, or None.
+            byte_size: the room.
+            may_queue: wait whatever ``max_waiting`` says, as the parts of one request do.
+
+        Raises:
+            PoolClosed, PoolExhausted: what the names say.
+            CapacityError, RegistrationError, ServerUnavailable: as for ``make_room``.
+
+        Cancellation: safe; the slot is given back.
+        """
+        engine = self.engine
+        while True:
+            if slot is None:
+                slot = engine.acquire_nowait() or await engine.acquire(may_queue=may_queue)
+            if not self.uses_shm or byte_size <= slot.byte_size:
+                return slot
+            try:
+                await self.make_room(slot, byte_size)
+            except BaseException as error:
+                if not isinstance(error, CapacityError) or not engine.refuse(slot):
+                    engine.unhold(slot)
+                    raise
+                slot = None
+            else:
+                return slot
+
+    async def make_room(self, slot: Slot, byte_size: int, attempts: Attempts | None = None) -> None:
         """See to it that a slot has a region of at least ``byte_size`` bytes.
 
         Raises:
@@ -128,7 +162,7 @@ class Executor:
                 attempts = attempts or Attempts(self, may_move=True)
                 await attempts.wait(error)
             else:
-                return attempts
+                return
 
     def send(self, slot: Slot, request: Request, options: CallOptions) -> Awaitable[InferReply]:
         """Write the inputs and send the message; the answer is to be awaited.

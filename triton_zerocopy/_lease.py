@@ -105,13 +105,7 @@ class Lease:
         layout = executor.lease_layout(self._shapes)
         try:
             with engine.runtime.limit(self._timeout):
-                slot = engine.acquire_nowait() or await engine.acquire()
-                try:
-                    if executor.uses_shm:
-                        await executor.make_room(slot, layout.byte_size)
-                except BaseException:
-                    engine.unhold(slot)
-                    raise
+                slot = await executor.take(None, layout.byte_size)
         except TimeoutError as error:
             raise InferTimeout(
                 f"model {executor.spec.name!r}: no slot within {self._timeout} seconds; "

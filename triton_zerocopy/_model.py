@@ -22,6 +22,7 @@ from ._places import calling_place
 from ._results import InferResult
 from ._runtime import Runtime
 from ._slot_states import PoolStatistics
+from ._slots import SlotRange
 from ._specs import ModelSpec, TensorSpec
 from ._split import run_split
 from ._transports.base import Parameter
@@ -47,7 +48,7 @@ class Model:
         *,
         uses_shm: bool,
         device: Device | None,
-        slots: int,
+        slots: SlotRange,
         max_waiting: int | None,
         shapes: Mapping[str, Sequence[int]] | None,
         output_bytes: Mapping[str, int],
@@ -200,7 +201,9 @@ class Model:
                         else:
                             call = check_call(spec, inputs, outputs, out, options, executor.device)
                         if call.rows is not None and call.rows > spec.max_batch_size:
-                            return await run_split(executor, call, call.rows, slots=self._slots)
+                            return await run_split(
+                                executor, call, call.rows, slots=self._slots.most
+                            )
                         return await executor.run(call)
                     except InferenceError as error:
                         # Refused before it ran: maybe the model was reloaded with another
@@ -262,11 +265,11 @@ class Model:
     # Opening and closing
 
     async def fill(self) -> None:
-        """Size and register all slots for the shapes that were given."""
+        """Size and register slots for the shapes that were given, all that are always kept."""
         if self._shapes is None or not self._executor.uses_shm:
             return
         byte_size = self._executor.lease_layout(self._shapes).byte_size
-        slots = [await self._engine.acquire() for _ in range(self._slots)]
+        slots = [await self._engine.acquire() for _ in range(self._slots.fewest)]
         try:
             await gather_all([self._engine.fit(slot, byte_size) for slot in slots])
         finally:

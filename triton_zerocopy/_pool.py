@@ -33,6 +33,7 @@ class Pool(Generic[T]):
         make: makes a new item; synchronous and cheap.
         discard: is told of each item that left the pool for good.
         capacity: how many items may be in use at a time.
+        minimum: how many are kept when nobody uses them, by default all that were made.
         max_waiting: how many callers may wait; None for any number.
         name: what messages call it.
     """
@@ -43,16 +44,22 @@ class Pool(Generic[T]):
         discard: Callable[[T], None],
         *,
         capacity: int,
+        minimum: int | None = None,
         max_waiting: int | None = None,
         name: str = "pool",
     ) -> None:
         if capacity < 1:
             raise ValueError(f"slots must be at least 1, got {capacity}")
+        if minimum is not None and not 1 <= minimum <= capacity:
+            raise ValueError(f"slots go from at least 1 to at most {capacity}, got {minimum}")
         if max_waiting is not None and max_waiting < 0:
             raise ValueError(f"max_waiting must not be negative, got {max_waiting}")
         self._make = make
         self._discard = discard
         self._capacity = capacity
+        self._minimum = capacity if minimum is None else minimum
+        self._ceiling = capacity  # less, while there is no memory for more
+        self._spare = 0  # free all the time since the last trim
         self._max_waiting = max_waiting
         self._name = name
         self._free: list[T] = []  # last in, first out: the warmest memory first
@@ -75,7 +82,7 @@ class Pool(Generic[T]):
         """
         if self._is_closed:
             raise PoolClosed(f"{self._name} is closed")
-        if self._waiters or self._in_use >= self._capacity:
+        if self._waiters or self._in_use >= self._ceiling:
             return None
         return self._take()
 
@@ -178,6 +185,40 @@ class Pool(Generic[T]):
         self._discard(item)
         self._serve()
 
+    # Growing and shrinking
+
+    @property
+    def is_elastic(self) -> bool:
+        """True if it gives up items that nobody uses for long."""
+        return self._minimum < self._capacity
+
+    def refuse(self, item: T) -> bool:
+        """Give up a leased item that there is no memory for, if others are there to wait for.
+
+        Until the next ``trim`` no more than those are in use.
+
+        Returns:
+            False if this item cannot be done without: the pool has no more than it must have.
+        """
+        others = self._in_use - 1
+        if others < self._minimum or not self.is_elastic:
+            return False
+        self._leave(item, SlotState.RETIRED, (SlotState.LEASED,))
+        self._ceiling = others
+        self._discard(item)
+        return True
+
+    def trim(self) -> None:
+        """Give up what nobody used since the last time, down to the minimum."""
+        self._ceiling = self._capacity
+        surplus = min(self._spare, self._in_use + len(self._free) - self._minimum)
+        coldest, self._free = self._free[: max(0, surplus)], self._free[max(0, surplus) :]
+        for item in coldest:
+            item.state = SlotState.RETIRED
+            self._discard(item)
+        self._spare = len(self._free)
+        self._serve()
+
     # Closing
 
     def close(self) -> None:
@@ -205,7 +246,7 @@ class Pool(Generic[T]):
         """Return a picture of the pool as it is now."""
         return PoolStatistics(
             capacity=self._capacity,
-            available=max(0, self._capacity - self._in_use),
+            available=max(0, self._ceiling - self._in_use),
             in_use=self._in_use - len(self._quarantined),
             in_flight=self._in_flight,
             parked=len(self._parked),
@@ -239,6 +280,7 @@ class Pool(Generic[T]):
 
     def _take(self) -> T:
         item = self._free.pop() if self._free else self._make()
+        self._spare = min(self._spare, len(self._free))
         item.state = SlotState.LEASED
         self._in_use += 1
         return item
@@ -257,6 +299,6 @@ class Pool(Generic[T]):
             if self._waiters[0].done():
                 self._waiters.popleft()  # cancelled; its own handler finds it gone
                 continue
-            if self._in_use >= self._capacity:
+            if self._in_use >= self._ceiling:
                 return
             self._waiters.popleft().set_result(self._take())

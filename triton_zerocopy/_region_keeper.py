@@ -14,10 +14,10 @@ from typing import Any, Final, Protocol, TypeVar
 
 from ._cuda.device import Device
 from ._endings import public_error
-from ._errors import ForkedClientError, RegistrationError, ServerUnavailable
+from ._errors import CapacityError, ForkedClientError, RegistrationError, ServerUnavailable
 from ._leftovers import Leftovers
 from ._owners import Owner, Unrecorded
-from ._regions.base import Region
+from ._regions.base import Region, RegionHost
 from ._regions.budget import Budget
 from ._regions.cuda import make_region
 from ._regions.names import new_name
@@ -74,6 +74,8 @@ class RegionKeeper:
         self._owning: asyncio.Task[Owner] | None = None
         self._kept: list[Region] = []
         self._leftovers = Leftovers(self._settle)
+        # One for each region that is being given back: its memory will be there in a moment.
+        self._ends: set[asyncio.Future[None]] = set()
         self._kept_until = 0.0
 
     # What a region asks of its client
@@ -152,30 +154,47 @@ class RegionKeeper:
         if rests:
             await self._shop.submit(owner.note_rest)
         host = self if is_public else None
-        region: Region
+        place = place or settings.place
+        while True:
+            try:
+                region = await self._made(byte_size, device, owner.id, host, place)
+            except CapacityError:
+                if not self._ends:
+                    raise
+                await asyncio.wait(self._ends, return_when=asyncio.FIRST_COMPLETED)
+            else:
+                return await self.registered(region)
+
+    async def _made(
+        self,
+        byte_size: int,
+        device: Device | None,
+        owner_id: str,
+        host: RegionHost | None,
+        place: str,
+    ) -> Region:
+        settings, budget = self._shop.settings, self._shop.budget
         if device is None:
-            region = await self._shop.submit(
+            return await self._shop.submit(
                 lambda: SystemRegion(
                     byte_size,
-                    owner_id=owner.id,
-                    budget=self._shop.budget,
+                    owner_id=owner_id,
+                    budget=budget,
                     mode=settings.shm_mode,
                     gid=settings.shm_gid,
                     host=host,
-                    place=place or settings.place,
+                    place=place,
                 )
             )
-        else:
-            region = await make_region(
-                device,
-                byte_size,
-                owner_id=owner.id,
-                budget=self._shop.budget,
-                server_device_id=settings.server_device_id(device.id, device.facts.uuid),
-                host=host,
-                place=place or settings.place,
-            )
-        return await self.registered(region)
+        return await make_region(
+            device,
+            byte_size,
+            owner_id=owner_id,
+            budget=budget,
+            server_device_id=settings.server_device_id(device.id, device.facts.uuid),
+            host=host,
+            place=place,
+        )
 
     async def registered(self, region: Region) -> Region:
         """Make a new region known to the server, or give it back."""
@@ -237,14 +256,19 @@ class RegionKeeper:
             RegistrationError, ServerUnavailable: there is no proof yet; it goes on being
                 asked for.
         """
+        end: asyncio.Future[None] = self._shop.loop.create_future()
+        self._ends.add(end)
         try:
             await self.forget(region)
+            await self._free(region)
         except ForkedClientError:
             raise  # it is the parent's
         except BaseException:
             self._leftovers.add(region)
             raise
-        await self._free(region)
+        finally:
+            self._ends.discard(end)
+            end.set_result(None)
 
     async def _settle(self, region: Region) -> bool:
         self._check_process()

@@ -31,7 +31,7 @@ class PoolStatistics:
     """A picture of a pool.
 
     Attributes:
-        capacity: how many slots may be in use at a time.
+        capacity: how many slots may be in use at a time at the most.
         available: how many more could be taken now.
         in_use: slots that are leased or in flight.
         in_flight: slots among them whose call is with the server.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from ._arrays import Root, place_array, room_array
+from ._errors import InputError
 from ._layout import InputPlace, Layout, OutputPlace
 from ._received import Checked
 from ._regions.base import Region
@@ -161,6 +162,25 @@ class Slot(PoolItem):
             return False
         weakref.finalize(root, died).atexit = False
         return True
+
+
+class SlotRange(NamedTuple):
+    """How many slots there are: kept when nobody uses them, and at the most."""
+
+    fewest: int
+    most: int
+
+    @staticmethod
+    def parse(slots: Any) -> SlotRange:
+        """Return what ``slots=`` says, a number or a pair. Raises InputError."""
+        pair = slots if isinstance(slots, tuple) and len(slots) == 2 else (slots, slots)
+        if any(isinstance(each, bool) or not isinstance(each, int) for each in pair) or not (
+            1 <= pair[0] <= pair[1]
+        ):
+            raise InputError(
+                f"slots is a number from 1 on, or the fewest and the most as a pair, got {slots!r}"
+            )
+        return SlotRange(*pair)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,8 @@ task was cancelled in the meantime is passed on, never lost.
 At most ``capacity`` items are in use (leased, in flight or quarantined) at a time. Items
 are made when they are first needed. A parked item (arrays of an ended lease are still
 alive) does not count: a spare is made in its place if nothing else is free, and one item
-too many is discarded when it comes back.
+too many is discarded when it comes back. An elastic pool (``minimum`` below ``capacity``)
+gives up what was free all the time between two calls of ``trim``.
 """
 
 from __future__ import annotations

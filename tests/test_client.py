@@ -411,7 +411,7 @@ async def test_closing_does_not_wait_for_a_fence_for_ever(server, caplog):
     client = tz.Client(server.grpc_url)
     model = await client.model("slow", slots=1)
     await model.infer({"INPUT0": np.zeros(16, np.float32)})
-    task = asyncio.create_task(model.infer({"INPUT0": np.full(16, 0.7, np.float32)}))
+    task = asyncio.create_task(model.infer({"INPUT0": np.full(16, 2, np.float32)}))
     await until(lambda: model.statistics().in_flight == 1)
     slot = next(iter(model._engine._slots))
     slot.is_doubtful = True
@@ -420,7 +420,7 @@ async def test_closing_does_not_wait_for_a_fence_for_ever(server, caplog):
     loop = asyncio.get_running_loop()
     start = loop.time()
     await client.aclose(timeout=0.1)
-    assert loop.time() - start < 0.6
+    assert loop.time() - start < 1.5
     assert fence.cancelled() or fence.done()
     with pytest.raises(tz.ServerUnavailable):
         await task

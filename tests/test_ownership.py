@@ -70,7 +70,7 @@ async def test_a_client_over_the_wire_has_none(server):
 async def test_it_stays_when_something_is_left(server):
     client = tz.Client(server.grpc_url)
     model = await client.model("slow", slots=1)
-    x = np.full(16, 0.4, np.float32)
+    x = np.full(16, 2, np.float32)
     task = asyncio.create_task(model.infer({"INPUT0": x}))
     await until(lambda: model.statistics().in_flight == 1)
     await client.aclose(timeout=0.01)

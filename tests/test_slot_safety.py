@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 from models import MODELS
-from support import drop_owners, forget_all, until
+from support import drop_owners, forget_all, own_regions, until
 
 import triton_zerocopy as tz
 from triton_zerocopy import _engine, _executor
@@ -172,9 +172,10 @@ async def test_a_call_that_is_never_answered_does_not_give_its_slot_back(leaves_
             with pytest.raises(tz.ServerUnavailable):
                 await task
             await until(lambda: model.statistics().quarantined == 0)
-            assert model.statistics().retired == 1
+            assert model.statistics().available == 2
             with pytest.raises(tz.ServerUnavailable):
                 await model.infer({"INPUT0": tensor(0, 3)})
+            assert len(own_regions()) == 1, "kept without proof, and no other was made"
         drop_owners(own.grpc_url)
 
 

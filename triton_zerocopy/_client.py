@@ -455,12 +455,13 @@ class Client:
         await asyncio.shield(self._closing)
 
     async def _close(self, limit: float | None) -> None:
+        deadline = None if limit is None else asyncio.get_running_loop().time() + limit
         ends: list[Awaitable[None]] = [model.aclose(limit) for model in list(self._models)]
         ends += [self._close_region(region, limit) for region in list(self._regions)]
         await asyncio.gather(*ends, return_exceptions=True)
         if self._triton is not None:
             await self._triton.close()
-        await self._runtime.aclose(limit)
+        await self._runtime.aclose(deadline)
 
     async def _close_region(self, region: Region, limit: float | None) -> None:
         try:
@@ -468,7 +469,7 @@ class Client:
                 await region.aclose()
         except TimeoutError:
             logger.warning("%r was closed while a call still used it", region)
-            await self._runtime.regions.abandon(region)
+            self._runtime.regions.abandon(region)
 
     async def __aenter__(self) -> Self:
         self._runtime.check_usable()

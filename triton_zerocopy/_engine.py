@@ -298,14 +298,20 @@ class Engine:
     async def _fence(self, slot: Slot) -> None:
         try:
             await self._drop(slot)
-        except (RegistrationError, ServerUnavailable) as error:
+        except ServerUnavailable as error:
+            # The slot gets another region once the server answers.
             logger.warning(
-                "a slot of %s is given up, its call was never answered: %s", self.pool, error
+                "a call of %s ended without an answer; its memory is kept until the server "
+                "answers: %s",
+                self.pool,
+                error,
             )
+        except RegistrationError as error:
+            logger.warning("a slot of %s is given up: %s", self.pool, error)
             self.pool.retire(slot)
-        else:
-            slot.is_doubtful = False
-            self.pool.restore(slot)
+            return
+        slot.is_doubtful = False
+        self.pool.restore(slot)
 
     async def _drop(self, slot: Slot) -> None:
         """Take the region away from a slot and have the server forget it."""
@@ -338,7 +344,7 @@ class Engine:
             )
             for slot in [slot for slot in self._slots if slot.state in _IN_USE]:
                 if slot.region is not None:
-                    self.runtime.spawn(self.runtime.regions.abandon(slot.region))
+                    self.runtime.regions.abandon(slot.region)
                     slot.attach(None)
 
     def _discard(self, slot: Slot) -> None:

@@ -15,13 +15,20 @@ from typing import Any, Final, Protocol, TypeVar
 from ._cuda.device import Device
 from ._endings import public_error
 from ._errors import ForkedClientError, RegistrationError, ServerUnavailable
+from ._leftovers import Leftovers
 from ._owners import Owner, Unrecorded
 from ._regions.base import Region
 from ._regions.budget import Budget
 from ._regions.cuda import make_region
 from ._regions.names import new_name
 from ._regions.system import SystemRegion, explain
-from ._registration import ask_to_forget, is_known, register, unregister
+from ._registration import (
+    is_known,
+    is_let_go,
+    may_have_arrived,
+    register,
+    unregister,
+)
 from ._settings import Settings
 from ._transports.base import ServerError, Transport
 from ._urls import server_key
@@ -66,7 +73,7 @@ class RegionKeeper:
         self._owner: Owner | None = None
         self._owning: asyncio.Task[Owner] | None = None
         self._kept: list[Region] = []
-        self._unproven: list[Region] = []
+        self._leftovers = Leftovers(self._settle)
         self._kept_until = 0.0
 
     # What a region asks of its client
@@ -140,6 +147,7 @@ class RegionKeeper:
             place: file and line of the code that wanted it, for warnings.
         """
         settings = self._shop.settings
+        await self._leftovers.ask()
         owner = await self.own(needs_files=device is None)
         if rests:
             await self._shop.submit(owner.note_rest)
@@ -173,17 +181,12 @@ class RegionKeeper:
         """Make a new region known to the server, or give it back."""
         try:
             await self._register(region)
-        except ServerUnavailable:
-            # It may have been registered.
-            if region.is_host_accessible:
-                await self._shop.submit(region.give_up)
+        except BaseException as error:
+            if may_have_arrived(error):
+                self._leftovers.add(region)
             else:
-                self._unproven.append(region)
+                await self._shop.submit(region.free)
             raise
-        except BaseException:
-            await self._shop.submit(region.free)
-            raise
-        self.retry_unproven()
         return region
 
     async def make_known(self, region: Region) -> None:
@@ -192,7 +195,6 @@ class RegionKeeper:
         owner.names.discard(region.name)
         region.name = new_name(owner.id)
         await self._register(region)
-        self.retry_unproven()
 
     async def renew(self, regions: Iterable[Region]) -> None:
         """Register anew those of the regions that the server does not know (any more).
@@ -215,8 +217,9 @@ class RegionKeeper:
         owner.names.add(region.name)
         try:
             await register(self._shop.transport, region)
-        except RegistrationError:
-            owner.names.discard(region.name)  # the server refused it
+        except (RegistrationError, ServerUnavailable) as error:
+            if not may_have_arrived(error):
+                owner.names.discard(region.name)
             raise
 
     # Giving back
@@ -225,53 +228,48 @@ class RegionKeeper:
         """Unregister a region and wait until the server let go of it."""
         self._check_process()
         await unregister(self._shop.transport, region, timeout=FENCE_TIMEOUT)
-        if self._owner is not None:
-            self._owner.names.discard(region.name)
+        self._note_forgotten(region)
 
     async def dispose(self, region: Region) -> None:
-        """Unregister a region, then free it.
+        """Unregister a region, then free it. Without proof that the server let go, it is kept.
 
-        Without proof that the server let go of it, what can wait for that is kept: it is
-        tried again when the server answers, and when the client closes.
+        Raises:
+            RegistrationError, ServerUnavailable: there is no proof yet; it goes on being
+                asked for.
         """
         try:
             await self.forget(region)
         except ForkedClientError:
             raise  # it is the parent's
         except BaseException:
-            if region.is_host_accessible or self._shop.is_closed:
-                await self._shop.submit(region.give_up)
-            else:
-                self._unproven.append(region)
+            self._leftovers.add(region)
             raise
+        await self._free(region)
+
+    async def _settle(self, region: Region) -> bool:
+        self._check_process()
+        is_over = await is_let_go(self._shop.transport, region)
+        if is_over:
+            self._note_forgotten(region)
+            await self._free(region)
+        return is_over
+
+    async def _free(self, region: Region) -> None:
         await self._shop.submit(region.free)
         await region.freed()
 
-    def retry_unproven(self) -> None:
-        """The server answers again: have it let go of what it could not before."""
-        regions, self._unproven = self._unproven, []
-        for region in regions:
-            self._shop.spawn(self._dispose_quietly(region))
+    def _note_forgotten(self, region: Region) -> None:
+        if self._owner is not None:
+            self._owner.names.discard(region.name)
 
-    async def _dispose_quietly(self, region: Region) -> None:
-        try:
-            await self.dispose(region)
-        except (RegistrationError, ServerUnavailable) as error:
-            logger.warning("memory of a GPU is kept, as a server may have it mapped: %s", error)
+    def abandon(self, region: Region) -> None:
+        """Give up a region that a call still uses, as the client closes.
 
-    async def abandon(self, region: Region) -> None:
-        """Give up a region that a call still uses: the server may forget it by itself.
-
-        Servers from 2.53 on let go when the call ends; earlier ones keep it registered, until
-        the owner file tells another client to unregister it.
+        Servers from 2.53 on may forget it by themselves when the call ends; earlier ones keep
+        it registered, until the owner file tells another client to unregister it.
         """
-        self._check_process()
-        try:
-            await ask_to_forget(self._shop.transport, region)
-        except ServerError as error:
-            logger.warning("a region stays registered at the server (%s)", error.code)
         region.abandon()
-        await self._shop.submit(region.give_up)
+        self._leftovers.add(region)
 
     def keep(self, region: Region, *, until: float) -> None:
         """Put a region aside until the client closes, and until then at the earliest.
@@ -290,12 +288,27 @@ class RegionKeeper:
 
     # Closing
 
-    async def aclose(self) -> None:
-        """Give up the kept regions, and the ownership; nothing else of the client runs."""
+    async def aclose(self, timeout: float | None) -> None:
+        """Give up the kept regions and what is left over, and the ownership.
+
+        Nothing else of the client runs any more.
+
+        Args:
+            timeout: seconds to wait for a server that still uses regions.
+        """
         if self._kept:
             await asyncio.sleep(max(0.0, self._kept_until - self._shop.loop.time()))
             ends = [self.dispose(region) for region in self._kept]
             await asyncio.gather(*ends, return_exceptions=True)
             self._kept.clear()
+        left = await self._leftovers.aclose(timeout)
+        if left:
+            logger.warning(
+                "%d regions stay registered: the server does not answer, or still uses them. The "
+                "next client of this server reclaims them",
+                len(left),
+            )
+        for region in left:
+            await self._shop.submit(region.give_up)
         if self._owner is not None:
             await self._shop.submit(self._owner.release)

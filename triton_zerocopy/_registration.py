@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
+from ._endings import Ending, ending_of
 from ._errors import (
     RegistrationError,
     ServerCannotSeeMemory,
@@ -67,13 +68,27 @@ async def register(transport: Transport, region: Region) -> None:
             )
     except ServerError as error:
         problem = _explain(error, region)
-        if isinstance(problem, ServerUnavailable):
+        if isinstance(problem, ServerUnavailable) and not _never_arrived(error):
             await _take_back(transport, region, problem)
         raise problem from error
     except asyncio.CancelledError as error:
         # The loop is shutting down and cancels even what no caller can.
         await _take_back(transport, region, error)
         raise
+
+
+def may_have_arrived(problem: BaseException) -> bool:
+    """Tell whether what ``register`` raised leaves it open if the server knows the region."""
+    cause = problem.__cause__
+    return (
+        isinstance(problem, ServerUnavailable)
+        and isinstance(cause, ServerError)
+        and not _never_arrived(cause)
+    )
+
+
+def _never_arrived(error: ServerError) -> bool:
+    return ending_of(error) is Ending.NOT_RUN
 
 
 async def _take_back(transport: Transport, region: Region, why: BaseException) -> None:
@@ -102,10 +117,6 @@ async def is_known(transport: Transport, region: Region) -> bool:
 async def unregister(transport: Transport, region: Region, *, timeout: float) -> None:
     """Have the server forget a region, and return when no request uses it any more.
 
-    Servers 2.50 to 2.52 refuse while the region is in use; later ones say OK at once and
-    let go later, so the status is the proof. The unregister is repeated too, because a
-    deferred one can get lost in the server.
-
     Args:
         transport: the server.
         region: the region.
@@ -117,20 +128,33 @@ async def unregister(transport: Transport, region: Region, *, timeout: float) ->
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout
-    while True:
-        try:
-            await ask_to_forget(transport, region)
-            if not await is_known(transport, region):
-                return
-        except ServerError as error:
-            if not is_in_use(error):
-                raise _explain(error, region) from error
+    while not await is_let_go(transport, region):
         if loop.time() >= deadline:
             raise RegistrationError(
                 f"a region is still in use by the server after {timeout:g} seconds; it stays "
                 "registered, and its memory is not reused"
             )
         await asyncio.sleep(_POLL)
+
+
+async def is_let_go(transport: Transport, region: Region) -> bool:
+    """Ask the server once to forget a region; tell whether no request uses it any more.
+
+    Servers 2.50 to 2.52 refuse while the region is in use; later ones say OK at once and
+    let go later, so the status is the proof. The unregister is repeated too, because a
+    deferred one can get lost in the server.
+
+    Raises:
+        RegistrationError: the server does not say.
+        ServerUnavailable: the server did not answer.
+    """
+    try:
+        await ask_to_forget(transport, region)
+        return not await is_known(transport, region)
+    except ServerError as error:
+        if is_in_use(error):
+            return False
+        raise _explain(error, region) from error
 
 
 def is_in_use(error: ServerError) -> bool:

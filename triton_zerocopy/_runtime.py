@@ -32,6 +32,8 @@ ON_LOOP_BYTES: Final = 10 << 20
 """Copies up to this many bytes stay on the loop: at some 10 GB/s they take less than a
 millisecond, while handing one to a thread and back costs 0.1 to 0.2 ms."""
 
+_LAST_WORDS: Final = 0.5
+"""Seconds to tell the server that regions are gone, when the time to close is over."""
 _THREADS: Final = max(1, min(4, (os.cpu_count() or 2) - 1))
 """Threads for copies and the file system: one core is left to the event loop."""
 
@@ -200,26 +202,22 @@ class Runtime:
 
     # Closing
 
-    async def aclose(self, timeout: float | None) -> None:
-        """Finish the background work, give up the kept regions, close the channel.
+    async def aclose(self, deadline: float | None) -> None:
+        """Finish the background work, give up all regions, close the channel.
 
         Args:
-            timeout: seconds for background work that waits for the server to let go of
-                memory; then the memory is unlinked without that.
+            deadline: loop time until which a server that still uses memory is waited for;
+                then the memory is unlinked without proof.
         """
         self.state = RuntimeState.CLOSED
-        deadline = None if timeout is None else self.loop.time() + timeout
         await self.reaper.aclose()
-        self.regions.retry_unproven()
         while self._tasks:
-            left = None if deadline is None else max(0.0, deadline - self.loop.time())
-            _, late = await asyncio.wait(set(self._tasks), timeout=left)
+            _, late = await asyncio.wait(set(self._tasks), timeout=self._left(deadline))
             for task in late:
-                logger.warning("a region was closed before the server had let go of it")
                 task.cancel()
             if late:
                 await asyncio.wait(late)
-        await self.regions.aclose()
+        await self.regions.aclose(self._left(deadline))
         self._deadlines.close()
         self.recycler.clear()
         for results in self._results.values():
@@ -231,3 +229,6 @@ class Runtime:
         if self._threads is not None:
             # Nothing of ours runs in them any more, so this does not wait.
             self._threads.shutdown(wait=True)
+
+    def _left(self, deadline: float | None) -> float | None:
+        return None if deadline is None else max(_LAST_WORDS, deadline - self.loop.time())

@@ -51,6 +51,7 @@ class RegionHost(Protocol):
     async def run_copy(self, copy: Callable[[], Any], byte_size: int) -> Any: ...
     async def make_known(self, region: Region) -> None: ...
     async def forget(self, region: Region) -> None: ...
+    async def dispose(self, region: Region) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,13 +274,9 @@ class Region(ABC):
         await self._wait_idle()
         try:
             if self._host is not None:
-                await self._host.forget(self)
-        except BaseException:
-            self.give_up()
-            raise
-        else:
-            self.free()
-            await self.freed()
+                await self._host.dispose(self)
+            else:
+                self.free()
         finally:
             self._state = RegionState.CLOSED
             self._closed_hook(self)

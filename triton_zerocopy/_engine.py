@@ -27,6 +27,7 @@ from ._cuda.device import Device
 from ._endings import Ending, ending_of, hand_over
 from ._errors import RegistrationError, ServerUnavailable
 from ._layout import PAGE, align
+from ._outliving import outlive
 from ._pool import Pool
 from ._regions.base import Region
 from ._registration import ENSEMBLE_REST
@@ -182,7 +183,7 @@ class Engine:
         slot.holds += 1
         future.add_done_callback(lambda _: self.unhold(slot))
         try:
-            return await asyncio.shield(future)
+            return await outlive(future)
         except asyncio.CancelledError:
             while must_finish and not future.done():
                 try:
@@ -203,7 +204,7 @@ class Engine:
         slot.holds += 1
         task = self.runtime.spawn(self._refit(slot, byte_size))
         task.add_done_callback(lambda _: self.unhold(slot))
-        await asyncio.shield(task)
+        await outlive(task)
 
     async def _refit(self, slot: Slot, byte_size: int) -> None:
         # Twice as large as before: a slot that grows with its requests does so rarely.
@@ -233,7 +234,7 @@ class Engine:
             self.unhold(slot)
 
         task.add_done_callback(renewed)
-        await asyncio.shield(task)
+        await outlive(task)
 
     # Calling
 

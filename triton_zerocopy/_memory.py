@@ -8,6 +8,7 @@ from typing import Final
 
 from ._cuda.device import Device
 from ._errors import RegionError, RegistrationError
+from ._outliving import outlive
 from ._registration import check_release
 from ._runtime import Runtime
 from ._settings import cuda_device_of
@@ -75,7 +76,7 @@ class MemoryChoice:
         decisive = _DECISIVE if device is None else ()
         if probe is None or _has_failed(probe, decisive):
             probe = self._probes[key] = self._runtime.spawn(self._try(device))
-        await asyncio.shield(probe)
+        await outlive(probe)
 
     async def _try(self, device: Device | None) -> None:
         servers = await self._runtime.submit(lambda: count_servers(self._runtime.settings.target))

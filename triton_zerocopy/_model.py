@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -17,6 +16,7 @@ from ._errors import InferenceError, InferTimeout, PoolClosed
 from ._executor import Executor, gather_all
 from ._lease import Lease
 from ._options import USE_DEFAULT, UseDefault, make_options, seconds
+from ._outliving import outlive
 from ._output_sizes import OutputSizes
 from ._results import InferResult
 from ._runtime import Runtime
@@ -195,7 +195,7 @@ class Model:
                             check = partial(
                                 check_call, spec, inputs, outputs, out, options, executor.device
                             )
-                            call = await asyncio.shield(self._runtime.submit(check))
+                            call = await outlive(self._runtime.submit(check))
                         else:
                             call = check_call(spec, inputs, outputs, out, options, executor.device)
                         if call.rows is not None and call.rows > spec.max_batch_size:

@@ -15,6 +15,7 @@ from ._cuda.results import DeviceResults
 from ._deadlines import Deadline, Deadlines
 from ._endings import public_error
 from ._errors import ClientClosed, ForkedClientError, WrongLoopError
+from ._outliving import outlive
 from ._reaper import Reaper
 from ._recycling import Recycler
 from ._region_keeper import RegionKeeper
@@ -157,7 +158,7 @@ class Runtime:
         """Run a copy, in a thread if it is large."""
         if byte_size <= ON_LOOP_BYTES:
             return copy()
-        return await asyncio.shield(self.submit(copy))
+        return await outlive(self.submit(copy))
 
     def spawn(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
         """Start a task that no caller can cancel; it is awaited when the client closes."""
@@ -168,7 +169,7 @@ class Runtime:
 
     async def protect(self, work: Coroutine[Any, Any, Result]) -> Result:
         """Wait for work that goes on when the caller is cancelled."""
-        return await asyncio.shield(self.spawn(work))
+        return await outlive(self.spawn(work))
 
     # Devices
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import typing
 
 import numpy as np
@@ -158,6 +159,24 @@ async def test_a_registration_that_nobody_confirmed_is_taken_back(fake):
         with pytest.raises(tz.ServerUnavailable):
             await model.infer({"INPUT0": X})
         assert (await fake.astate()).registered == []
+        await works(model)
+
+
+async def test_a_failure_after_its_caller_left_is_nobodys(fake):
+    """The slot's first region cannot be registered; asyncio does not log that nobody was told."""
+    complaints = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, said: complaints.append(said))
+    async with tz.Client(fake.grpc_url) as client, client.model("fixed", slots=1) as model:
+        await fake.ainject(
+            Fault("SystemSharedMemoryRegister", hold=True),
+            Fault("SystemSharedMemoryRegister", fail=("INTERNAL", "no")),
+        )
+        with pytest.raises(tz.InferTimeout):
+            await model.infer({"INPUT0": X}, timeout=0.05)
+        await fake.arelease()
+        await until(lambda: model.statistics().available == 1)
+        gc.collect()
+        assert not complaints
         await works(model)
 
 

@@ -1,0 +1,26 @@
+"""Waiting for work that goes on when the one who waits is cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
+
+
+async def outlive(work: asyncio.Future[Result]) -> Result:
+    """Wait for work that goes on when the caller is cancelled.
+
+    What is different from ``asyncio.shield``: if the work then fails, nobody is left to be told,
+    so asyncio does not log that nobody was. Each kind of work has seen to what it leaves.
+    """
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        work.add_done_callback(_look_at)
+        raise
+
+
+def _look_at(work: asyncio.Future[Any]) -> None:
+    if not work.cancelled():
+        work.exception()

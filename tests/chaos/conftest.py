@@ -7,10 +7,10 @@ import os
 import signal
 
 import pytest
+
 from chaos.load import Load, Witness
 from chaos.proxy import Proxy
 from chaos.served import work_model
-
 from triton_zerocopy.testing import FakeTriton, TritonServer
 
 MODELS = {"work": work_model()}

@@ -107,13 +107,13 @@ class Load:
 
     # Many
 
-    async def any_call(self, model, *allowed, longest=0.02, most=256):
+    async def any_call(self, model, *allowed, longest=0.02, most=256, is_impatient=False):
         """One call as chance wants it: its kind, size, duration, and its caller's patience."""
         rng = self.rng
         way = rng.choice([self.infer, self.infer, self.lease, self.into])
         seconds = rng.choice([0.0, 0.0, rng.random() * longest])
         count = rng.choice([16, 16, 64, rng.randint(16, max(16, most))])
-        fate = rng.random()
+        fate = rng.random() / (2 if is_impatient else 1)
         if fate < 0.25:
             # Half of them before the server has the request, or while it answers.
             patience = rng.choice([0.0, 0.0001, 0.001, rng.random() * 2 * longest])
@@ -130,10 +130,13 @@ class Load:
             await asyncio.sleep(0.02 if end in ("unavailable", "refused", "surprise") else 0)
 
     def start(self, model, *allowed, callers=12, **options):
-        """Let callers run until `stop`."""
+        """Let callers run until `stop`. Some never wait long, also if nothing is answered."""
         self._is_over = False
         self._callers = [
-            asyncio.create_task(self.caller(model, *allowed, **options)) for _ in range(callers)
+            asyncio.create_task(
+                self.caller(model, *allowed, is_impatient=number % 3 == 0, **options)
+            )
+            for number in range(callers)
         ]
 
     async def some(self, end="ok", count=10):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from chaos.proxy import ANSWERS, REQUESTS
 
 import triton_zerocopy as tz
+from chaos.proxy import ANSWERS, REQUESTS
 
 pytestmark = pytest.mark.anyio
 

@@ -17,7 +17,7 @@ from support import forget, forget_all, own_files, own_regions, until
 
 import triton_zerocopy as tz
 from triton_zerocopy import _memory
-from triton_zerocopy._registration import check_release
+from triton_zerocopy._server_versions import check_release, quirks_of
 from triton_zerocopy._transports.base import ServerInfo
 from triton_zerocopy.testing import TritonServer
 
@@ -115,6 +115,23 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     assert output.split() == [b"7"]
 
 
+async def test_closing_names_the_leases_that_nobody_released(server, caplog):
+    client = tz.Client(server.grpc_url)
+    model = await client.model("fixed")
+    lease = model.lease()
+    async with lease, model.lease():
+        pass
+    await lease.__aexit__()
+    late = model.lease()
+    await late.__aenter__()
+    with caplog.at_level(logging.WARNING, "triton_zerocopy"):
+        await client.aclose(timeout=0.05)
+    (record,) = [each for each in caplog.records if "still in use" in each.message]
+    assert record.message.count("<Lease of model 'fixed', active, taken at") == 1
+    assert f"{__file__}:" in record.message
+    await late.__aexit__()
+
+
 async def test_closing_waits_for_running_calls(server):
     x = np.full(16, 0.3, np.float32)
     client = tz.Client(server.grpc_url)
@@ -126,7 +143,7 @@ async def test_closing_waits_for_running_calls(server):
 
 
 async def test_closing_gives_up_after_its_timeout(server, caplog):
-    x = np.full(16, 0.6, np.float32)
+    x = np.full(16, 2, np.float32)
     client = tz.Client(server.grpc_url)
     model = await client.model("slow")
     await model.infer({"INPUT0": np.zeros(16, np.float32)})
@@ -135,6 +152,7 @@ async def test_closing_gives_up_after_its_timeout(server, caplog):
     with caplog.at_level(logging.WARNING, "triton_zerocopy"):
         await client.aclose(timeout=0.05)
     assert "1 calls unanswered" in caplog.text
+    assert "not released" not in caplog.text
     with pytest.raises(tz.ServerUnavailable, match="client or its event loop was closed"):
         await task
     assert own_regions() == set()
@@ -404,6 +422,34 @@ def test_servers_without_a_fence_are_refused():
                 check_release(info)
         else:
             check_release(info)
+
+
+@pytest.mark.parametrize(
+    ("version", "said", "not_said"),
+    [
+        ("2.49.0", "over the wire", "refuses"),
+        ("2.50.0", "refuses to unregister", "over the wire"),
+        ("2.52.9", "refuses to unregister", "at once"),
+        ("2.53.0", "at once", "refuses"),
+        ("2.60.0", "at once", "counts the offset"),
+        ("2.72.0", "--allow-client-shm", "maps another file"),
+        ("dev", "--allow-client-shm", "can crash"),
+    ],
+)
+def test_what_is_known_of_a_version(version, said, not_said):
+    told = "\n".join(map(str, quirks_of(ServerInfo("triton", version, ()))))
+    assert said in told
+    assert not_said not in told
+    assert "ensemble" in told
+
+
+async def test_statistics_tell_what_the_server_does(server):
+    async with tz.Client(server.grpc_url) as client:
+        assert client.statistics().server_version == ""
+        async with client.model("fixed"):
+            picture = client.statistics()
+            assert picture.server_version == "2.51.0"
+            assert any("refuses to unregister" in each for each in picture.server_quirks)
 
 
 async def test_closing_does_not_wait_for_a_fence_for_ever(server, caplog):

@@ -35,6 +35,7 @@ PUBLIC = [
     "RegionError",
     "RegionTensor",
     "RegistrationError",
+    "RetryPolicy",
     "ServerCannotSeeMemory",
     "ServerUnavailable",
     "SharedMemoryDisabled",

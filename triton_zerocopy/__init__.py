@@ -36,6 +36,7 @@ from ._model import Model
 from ._reaper import Reclaimed
 from ._regions.base import Region, RegionTensor
 from ._results import InferResult
+from ._retry import RetryPolicy
 from ._slot_states import PoolStatistics
 from ._specs import TensorSpec
 from ._urls import SslOptions
@@ -49,6 +50,7 @@ __all__ = [
     "Model",
     "PoolStatistics",
     "Reclaimed",
+    "RetryPolicy",
     "SslOptions",
     "TensorSpec",
     # Memory of one's own

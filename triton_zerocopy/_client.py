@@ -20,7 +20,9 @@ from ._places import calling_place
 from ._reaper import Reclaimed
 from ._regions.base import Region, RegionTensor
 from ._results import InferResult
+from ._retry import RetryPolicy
 from ._runtime import Runtime, RuntimeState
+from ._server_versions import quirks_of
 from ._settings import check_memory, make_settings
 from ._transports.base import Parameter, ServerError
 from ._urls import SslOptions
@@ -42,12 +44,18 @@ class ClientStatistics:
         max_shm_bytes: the limit on it, None for none.
         models: how many models are open.
         regions: how many regions of the caller's are open.
+        server_version: Triton's version, empty before it was asked. It is when memory is to be
+            shared.
+        server_quirks: what servers of that version do with shared memory, and what this client
+            does about it, each in a line.
     """
 
     bytes_reserved: int
     max_shm_bytes: int | None
     models: int
     regions: int
+    server_version: str = ""
+    server_quirks: tuple[str, ...] = ()
 
 
 class Client:
@@ -77,6 +85,7 @@ class Client:
             (``"GPU-..."``, as in its CUDA_VISIBLE_DEVICES). By default the numbers agree.
         poison: fill outputs with a pattern before each call, so that a backend that writes
             nothing shows. For debugging; it costs a write per call.
+        retry: whether calls that found no server are sent again; by default they are not.
 
     Raises:
         InputError: one of them cannot be.
@@ -96,6 +105,7 @@ class Client:
         shm_gid: int | None = None,
         server_devices: Mapping[int, int] | Sequence[str] | None = None,
         poison: bool = False,
+        retry: RetryPolicy | None = None,
     ) -> None:
         self._runtime = Runtime(
             make_settings(
@@ -110,6 +120,7 @@ class Client:
                 shm_gid=shm_gid,
                 server_devices=server_devices,
                 poison=poison,
+                retry=retry,
                 place=calling_place(),
             )
         )
@@ -399,11 +410,14 @@ class Client:
 
     def statistics(self) -> ClientStatistics:
         """Return a picture of the client as it is now."""
+        server = self._runtime.server
         return ClientStatistics(
             bytes_reserved=self._runtime.budget.bytes_reserved,
             max_shm_bytes=self._runtime.budget.limit,
             models=len(self._models),
             regions=len(self._regions),
+            server_version="" if server is None else server.version,
+            server_quirks=() if server is None else tuple(map(str, quirks_of(server))),
         )
 
     # Closing

@@ -10,7 +10,7 @@ import numpy as np
 
 from ._arrays import room_array
 from ._datatypes import BYTES, datatype_of, encode_bytes
-from ._endings import Ending, ending_of, hand_over, outgrown_output, public_error
+from ._endings import Ending, ending_of, hand_over, is_unreached, outgrown_output, public_error
 from ._errors import CapacityError, InputError
 from ._layout import OutputPlace
 from ._received import Checked
@@ -52,7 +52,7 @@ async def infer_direct(
     )
     for region in regions:
         region.join_caller()
-    was_renewed = False
+    was_renewed, repeats, retry = False, 0, runtime.settings.retry
     while True:
         # Anew each time: a region that was lost has another name when it is back.
         message = await _compose(runtime, model_name, model_version, inputs, outputs, options)
@@ -64,6 +64,10 @@ async def infer_direct(
             if ending_of(error) is Ending.REGION_LOST and regions and not was_renewed:
                 was_renewed = True  # it never ran, so repeating it is safe
                 await runtime.protect(runtime.regions.renew(regions))
+                continue
+            if is_unreached(error) and retry is not None and retry.allows(repeats):
+                await asyncio.sleep(retry.pause(repeats))
+                repeats += 1
                 continue
             found = outgrown_output(error)
             if found is not None:

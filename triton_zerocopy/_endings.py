@@ -33,17 +33,20 @@ _DOUBTFUL: Final = {
 }
 """Status codes that the link as well as the server may have made."""
 
+_UNREACHED: Final = (
+    # Triton from 2.58 on, when it stops.
+    "GRPC server is shutting down",
+    # gRPC had no connection to send it on.
+    "failed to connect to all addresses",
+    "DNS resolution failed",
+)
 _NOT_RUN: Final = (
     # Triton's scheduler took it out of its queue (core, scheduler_utils.cc).
     "Request timeout expired",
     "Exceeds maximum queue size",
-    # Triton from 2.58 on, when it stops.
-    "GRPC server is shutting down",
     # Triton's restricted protocols, refused before parsing.
     "This protocol is restricted",
-    # gRPC had no connection to send it on.
-    "failed to connect to all addresses",
-    "DNS resolution failed",
+    *_UNREACHED,
 )
 _LINK_BROKE: Final = ("RST_STREAM", "GOAWAY", "Stream removed", "Socket closed")
 _REGION_LOST: Final = "Unable to find shared memory region"
@@ -64,6 +67,11 @@ def ending_of(error: BaseException) -> Ending:
     if _REGION_LOST in error.message:
         return Ending.REGION_LOST
     return Ending.ANSWERED
+
+
+def is_unreached(error: ServerError) -> bool:
+    """Tell whether there was no server to send to: it may be there later."""
+    return any(text in error.message for text in _UNREACHED)
 
 
 def outgrown_output(error: ServerError) -> tuple[str, int] | None:

@@ -75,6 +75,8 @@ class Engine:
             max_waiting=max_waiting,
             name=f"model {name!r}",
         )
+        self.leases: set[object] = set()
+        """Those whose block was entered and not left."""
         self._largest = 0
         self._slots: set[Slot] = set()
 
@@ -216,6 +218,23 @@ class Engine:
     async def _new_region(self, byte_size: int) -> Region:
         return await self.runtime.regions.new_region(byte_size, self.device, rests=self.is_ensemble)
 
+    async def replace(self, slot: Slot) -> None:
+        """Take the region away from a slot whose call ended without an answer.
+
+        Cancellation: the change goes on and holds the slot until it is done.
+        """
+        slot.holds += 1
+        task = self.runtime.spawn(self._replace(slot))
+        task.add_done_callback(lambda _: self.unhold(slot))
+        await asyncio.shield(task)
+
+    async def _replace(self, slot: Slot) -> None:
+        try:
+            await self._drop(slot)
+        except (RegistrationError, ServerUnavailable):
+            pass  # it is kept until there is proof; the slot gets another one
+        slot.is_doubtful = False
+
     async def renew(self, slot: Slot, placed: Sequence[Region]) -> None:
         """The server lost a region: register the same memory under a new name.
 
@@ -338,10 +357,11 @@ class Engine:
         except TimeoutError:
             picture = self.pool.statistics()
             logger.warning(
-                "%s was closed while %d slots were still in use (%d calls unanswered)",
+                "%s was closed while %d slots were still in use (%d calls unanswered)%s",
                 self.pool,
                 picture.in_use,
                 picture.in_flight,
+                f"; not released: {sorted(map(repr, self.leases))}" if self.leases else "",
             )
             for slot in [slot for slot in self._slots if slot.state in _IN_USE]:
                 if slot.region is not None:

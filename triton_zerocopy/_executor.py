@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 
+from ._attempts import Attempts
 from ._calls import Call
 from ._cuda.device import Device
 from ._datatypes import BYTES, Array, Shape, byte_size_of
-from ._endings import Ending, ending_of, outgrown_output, public_error
 from ._engine import Engine
-from ._errors import CapacityError
+from ._errors import ServerUnavailable
 from ._layout import ALIGNMENT, Layout, Want, lay_out, want_output
 from ._output_sizes import OutputSizes
 from ._received import Checked, Received
@@ -30,16 +29,6 @@ from ._transports.base import DEFAULT_OPTIONS, CallOptions, InferReply, ServerEr
 
 _REMEMBERED: Final = 256
 POISON: Final = 0xA5
-_MOST_TRIES: Final = 8
-"""A repeatable call grows its outputs this often at most; each doubles, so it is plenty."""
-
-
-@dataclass(slots=True)
-class Tries:
-    """What was done already to get a call through."""
-
-    count: int = 0
-    was_renewed: bool = False
 
 
 class Executor:
@@ -95,17 +84,18 @@ class Executor:
         engine = self.engine
         slot = engine.acquire_nowait() or await engine.acquire(may_queue=call.may_queue)
         try:
-            tries = Tries()
+            attempts: Attempts | None = None
             while True:
                 layout = self.layout_for(call)
                 if layout.byte_size > slot.byte_size:
-                    await engine.fit(slot, layout.byte_size)
+                    attempts = await self.make_room(slot, layout.byte_size, attempts)
                 request = self._request(slot, layout, call)
                 try:
                     reply = await self.send(slot, request, call.options)
                     break
                 except ServerError as error:
-                    await self.recover(error, slot, request, call.options, tries)
+                    attempts = attempts or Attempts(self, may_move=True)
+                    await attempts.recover(error, slot, request, call.options)
             checked = check_reply(self.spec.name, reply, request)
             if call.target is None and checked.copy_cost < self._at_once:
                 arrays: dict[str, Any] = {
@@ -119,6 +109,26 @@ class Executor:
             return self.result(reply, arrays, call.options)
         finally:
             engine.unhold(slot)
+
+    async def make_room(
+        self, slot: Slot, byte_size: int, attempts: Attempts | None = None
+    ) -> Attempts | None:
+        """See to it that a slot has a region of at least ``byte_size`` bytes.
+
+        Raises:
+            CapacityError, RegistrationError: there is none to be had.
+            ServerUnavailable: the server does not answer, and is not to be waited for.
+
+        Cancellation: the change goes on and holds the slot until it is done.
+        """
+        while True:
+            try:
+                await self.engine.fit(slot, byte_size)
+            except ServerUnavailable as error:
+                attempts = attempts or Attempts(self, may_move=True)
+                await attempts.wait(error)
+            else:
+                return attempts
 
     def send(self, slot: Slot, request: Request, options: CallOptions) -> Awaitable[InferReply]:
         """Write the inputs and send the message; the answer is to be awaited.
@@ -150,32 +160,6 @@ class Executor:
                 if place.offset is not None:
                     request.room(place)[:] = POISON
         await self.engine.offload(slot, request.write, request.byte_size_written)
-
-    async def recover(
-        self, error: ServerError, slot: Slot, request: Request, options: CallOptions, tries: Tries
-    ) -> None:
-        """Return if the request may be sent again, else raise what the caller sees."""
-        tries.count += 1
-        has_region = slot.region is not None or bool(request.placed)
-        if ending_of(error) is Ending.REGION_LOST and has_region and not tries.was_renewed:
-            tries.was_renewed = True  # it never ran, so repeating it is safe
-            await self.engine.renew(slot, request.placed)
-            return
-        outgrown = outgrown_output(error)
-        if outgrown is None:
-            raise public_error(
-                error, model=self.spec.name, request_id=options.request_id
-            ) from error
-        name, needed = outgrown
-        self._learn(name, request.shapes, needed)
-        if not self.is_repeatable or tries.count >= _MOST_TRIES:
-            raise CapacityError(
-                f"model {self.spec.name!r}: output {name!r} needs {needed} bytes, more than its "
-                "slot had. The model has run; the next call has room. Set output_bytes, or "
-                "repeatable=True if the model may run twice",
-                needed=needed,
-                model_ran=True,
-            ) from error
 
     # Places
 
@@ -306,7 +290,7 @@ class Executor:
         """Remember how large the outputs were that came inline for want of a known size."""
         for output in received:
             if output.is_inline and self.uses_shm and output.raw.nbytes:
-                self._learn(output.spec.name, shapes, output.raw.nbytes)
+                self.outgrew(output.spec.name, shapes, output.raw.nbytes)
 
     def result(
         self, reply: InferReply, arrays: Mapping[str, Any], options: CallOptions
@@ -325,7 +309,8 @@ class Executor:
         """Copy to the host what ``out=`` had an output put into."""
         return np.asarray(value)
 
-    def _learn(self, name: str, shapes: Sequence[Shape], byte_size: int) -> None:
+    def outgrew(self, name: str, shapes: Sequence[Shape], byte_size: int) -> None:
+        """Remember how large a variable output was for inputs of these shapes."""
         if self.sizes.learn(name, shapes, byte_size):
             self._layouts.clear()
 

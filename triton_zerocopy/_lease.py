@@ -18,10 +18,11 @@ from typing import Any, Self
 import numpy as np
 
 from ._arrays import Root, place_array, room_array
+from ._attempts import Attempts
 from ._cuda.foreign import stream_handle
 from ._datatypes import Shape, byte_size_of
 from ._errors import InferTimeout, InputError, LeaseReleased, RegionBusy
-from ._executor import Executor, Tries
+from ._executor import Executor
 from ._inputs import check_input
 from ._layout import InputPlace, Layout, OutputPlace
 from ._options import USE_DEFAULT, UseDefault, make_options, seconds
@@ -52,9 +53,15 @@ class Lease:
     """A slot for the time of an ``async with`` block, made by `Model.lease`."""
 
     def __init__(
-        self, executor: Executor, shapes: Mapping[str, Shape], *, timeout: float | None
+        self,
+        executor: Executor,
+        shapes: Mapping[str, Shape],
+        *,
+        timeout: float | None,
+        place: str = "",
     ) -> None:
         self._executor = executor
+        self._place = place
         self._shapes = dict(shapes)
         self._timeout = timeout
         self._state = LeaseState.NEW
@@ -67,7 +74,9 @@ class Lease:
         self._plain: Request | None = None
 
     def __repr__(self) -> str:
-        return f"<Lease of model {self._executor.spec.name!r}, {self._state.value}>"
+        name = self._executor.spec.name
+        place = f", taken at {self._place}" if self._place else ""
+        return f"<Lease of model {name!r}, {self._state.value}{place}>"
 
     @property
     def inputs(self) -> Mapping[str, Any]:
@@ -99,7 +108,7 @@ class Lease:
                 slot = engine.acquire_nowait() or await engine.acquire()
                 try:
                     if executor.uses_shm:
-                        await engine.fit(slot, layout.byte_size)
+                        await executor.make_room(slot, layout.byte_size)
                 except BaseException:
                     engine.unhold(slot)
                     raise
@@ -117,6 +126,7 @@ class Lease:
             {place.spec.name: self._input_array(place) for place in layout.inputs}
         )
         self._state = LeaseState.ACTIVE
+        engine.leases.add(self)
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -130,7 +140,9 @@ class Lease:
                 result.expire()
         self._results.clear()
         self._root = self._slot = self._plain = None
-        self._executor.engine.unhold(slot)
+        engine = self._executor.engine
+        engine.leases.discard(self)
+        engine.unhold(slot)
 
     async def infer(
         self,
@@ -189,7 +201,7 @@ class Lease:
         self._is_calling = True
         try:
             with executor.engine.runtime.limit(limit):
-                tries = Tries()
+                attempts: Attempts | None = None
                 while True:
                     request = (
                         self._plain if tensors is None else self._request(slot, tensors, wanted)
@@ -199,7 +211,8 @@ class Lease:
                         reply = await executor.send(slot, request, options)
                         break
                     except ServerError as error:
-                        await executor.recover(error, slot, request, options, tries)
+                        attempts = attempts or Attempts(executor, may_move=False)
+                        await attempts.recover(error, slot, request, options)
                         self._plain = None
                         tensors = tensors or self._tensors({}, {})
                 received = check_reply(executor.spec.name, reply, request).outputs

@@ -9,8 +9,8 @@ from typing import Final
 from ._cuda.device import Device
 from ._errors import RegionError, RegistrationError
 from ._outliving import outlive
-from ._registration import check_release
 from ._runtime import Runtime
+from ._server_versions import check_release
 from ._settings import cuda_device_of
 from ._urls import count_servers
 

@@ -18,6 +18,7 @@ from ._lease import Lease
 from ._options import USE_DEFAULT, UseDefault, make_options, seconds
 from ._outliving import outlive
 from ._output_sizes import OutputSizes
+from ._places import calling_place
 from ._results import InferResult
 from ._runtime import Runtime
 from ._slot_states import PoolStatistics
@@ -256,7 +257,7 @@ class Model:
         if chosen is None:
             chosen = self._executor.spec.lease_shapes(shapes or {})
         limit = self._timeout if timeout is USE_DEFAULT else seconds(timeout)
-        return Lease(self._executor, chosen, timeout=limit)
+        return Lease(self._executor, chosen, timeout=limit, place=calling_place())
 
     # Opening and closing
 

@@ -29,10 +29,10 @@ from ._regions.names import owner_of_region
 from ._registration import (
     CALL_TIMEOUT,
     ENSEMBLE_REST,
-    check_release,
     explain_refusal,
     is_in_use,
 )
+from ._server_versions import check_release
 from ._settings import Settings
 from ._transports.base import ServerError, Transport
 from ._urls import server_key

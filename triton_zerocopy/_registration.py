@@ -23,7 +23,7 @@ from ._errors import (
 from ._regions.base import Region
 from ._regions.cuda import CudaRegion
 from ._regions.system import SystemRegion
-from ._transports.base import ServerError, ServerInfo, Transport
+from ._transports.base import ServerError, Transport
 
 CALL_TIMEOUT: Final = 10.0  # seconds for one call of the control plane
 _POLL: Final = 0.005  # seconds between two looks at a region that is in use
@@ -40,9 +40,6 @@ ENSEMBLE_REST: Final = 5.0
 """Seconds a region rests after an error of an ensemble: the error may be answered while
 sibling steps still read the inputs, and nothing tells when they end. Unregistering it
 under them crashes the server."""
-
-FIRST_WITH_FENCE: Final = (2, 50)
-"""Servers before 2.50 (24.09) unmap a region under a running request and crash."""
 
 
 async def register(transport: Transport, region: Region) -> None:
@@ -160,15 +157,6 @@ async def is_let_go(transport: Transport, region: Region) -> bool:
 def is_in_use(error: ServerError) -> bool:
     """Tell whether a server refused to forget a region because a request uses it (2.50 to 2.52)."""
     return "currently in use" in error.message
-
-
-def check_release(server: ServerInfo) -> None:
-    """Raise RegistrationError for a server whose regions cannot be used safely."""
-    if server.release < FIRST_WITH_FENCE:
-        raise RegistrationError(
-            f"Triton {server.version} can crash when shared memory is unregistered and gives no "
-            "proof that it let go; use memory='wire' or a server from 2.50 (24.09) on"
-        )
 
 
 def _explain(error: ServerError, region: Region) -> RegistrationError | ServerUnavailable:

@@ -57,6 +57,7 @@ class Runtime:
         self.reaper = Reaper(self)
         self.regions = RegionKeeper(self, self.reaper.start)
         self.state = RuntimeState.NEW
+        self.server: ServerInfo | None = None
         self._pid = os.getpid()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._transport: Transport | None = None
@@ -130,9 +131,10 @@ class Runtime:
             ServerUnavailable, InferenceError: what the names say.
         """
         try:
-            return await self.transport.server_info(timeout=self.settings.timeout)
+            self.server = await self.transport.server_info(timeout=self.settings.timeout)
         except ServerError as error:
             raise public_error(error) from error
+        return self.server
 
     async def model_spec(self, name: str, version: str) -> ModelSpec:
         """Return what a model takes and gives.

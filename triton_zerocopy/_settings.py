@@ -10,6 +10,7 @@ from uuid import UUID
 
 from ._errors import CudaError, InputError
 from ._options import seconds
+from ._retry import RetryPolicy
 from ._urls import SslOptions, Target, parse_url
 
 MEMORIES: Final = ("auto", "system", "wire")
@@ -32,6 +33,7 @@ class Settings:
     shm_gid: int | None
     server_devices: Mapping[int, int] | Sequence[str] | None
     poison: bool
+    retry: RetryPolicy | None
     place: str = ""
 
     def server_device_id(self, device_id: int, uuid: bytes) -> int:
@@ -77,6 +79,7 @@ def make_settings(
     shm_gid: int | None,
     server_devices: Mapping[int, int] | Sequence[str] | None,
     poison: bool,
+    retry: RetryPolicy | None,
     place: str = "",
 ) -> Settings:
     """Check the arguments of a client. Raises InputError for what cannot be."""
@@ -85,6 +88,8 @@ def make_settings(
         raise InputError(f"max_shm_bytes is a number of bytes, got {max_shm_bytes}")
     if not 0 <= shm_mode <= 0o666 or shm_mode & 0o600 != 0o600:
         raise InputError(f"shm_mode must let its owner read and write, got {oct(shm_mode)}")
+    if retry is not None and not isinstance(retry, RetryPolicy):
+        raise InputError(f"retry is a RetryPolicy or None, got {type(retry).__name__}")
     if ssl is False and target.is_secure:
         raise InputError("grpcs:// is TLS, ssl=False is not")
     options = ssl if isinstance(ssl, SslOptions) else None
@@ -103,6 +108,7 @@ def make_settings(
         shm_gid=shm_gid,
         server_devices=_check_devices(server_devices),
         poison=poison,
+        retry=retry,
         place=place,
     )
 

@@ -70,6 +70,7 @@ class ModelSpec:
     max_batch_size: int = 0
     is_decoupled: bool = False
     is_ensemble: bool = False
+    is_sequence: bool = False
     platform: str = ""
     output_names: tuple[str, ...] = ()
     _required: frozenset[str] = field(default=frozenset(), repr=False)

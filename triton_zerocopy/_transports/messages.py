@@ -100,6 +100,7 @@ def model_spec(name: str, version: str, metadata: Any, config: Any) -> ModelSpec
         [_tensor_spec(entry) for entry in metadata.outputs],
         max_batch_size=config.max_batch_size,
         is_decoupled=config.model_transaction_policy.decoupled,
+        is_sequence=config.HasField("sequence_batching"),
         is_ensemble=config.platform == "ensemble" or config.HasField("ensemble_scheduling"),
         platform=metadata.platform,
     )

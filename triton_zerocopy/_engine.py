@@ -226,7 +226,7 @@ class Engine:
         slot.holds += 1
         task = self.runtime.spawn(self._replace(slot))
         task.add_done_callback(lambda _: self.unhold(slot))
-        await asyncio.shield(task)
+        await outlive(task)
 
     async def _replace(self, slot: Slot) -> None:
         try:

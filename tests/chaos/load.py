@@ -152,6 +152,13 @@ class Load:
         async with asyncio.timeout(PATIENCE):
             await asyncio.gather(*self._callers)
 
+    async def drop(self):
+        """Cancel the callers."""
+        callers, self._callers = self._callers, []
+        for caller in callers:
+            caller.cancel()
+        await asyncio.wait(callers)
+
     # Afterwards
 
     async def at_peace(self, model):

@@ -61,7 +61,7 @@ class Load:
 
     async def lease(self, model, seconds=0.0, count=16, **options):
         x = self.tensor(seconds, count)
-        async with model.lease({"INPUT0": x.shape}) as lease:
+        async with model.lease({"INPUT0": x.shape}, **options) as lease:
             if isinstance(lease.inputs["INPUT0"], np.ndarray):
                 lease.inputs["INPUT0"][:] = x
                 result = await lease.infer(**options)
@@ -225,7 +225,7 @@ class Witness:
             gc.collect()  # a mapping that is garbage has a descriptor, too
             await self._settle(lambda: len(open_files()) <= len(self._files))
             now = open_files()
-            new = set(now.values()) - set(self._files.values())
+            new = Counter(now.values()) - Counter(self._files.values())
             assert len(now) <= len(self._files), f"left open: {new}"
             await self._settle(lambda: running_tasks() <= self._tasks)
             assert running_tasks() <= self._tasks, running_tasks() - self._tasks

@@ -23,9 +23,12 @@ async def vandal(unruly):
 
 
 async def test_somebody_unregisters_everything(unruly, witness, load, vandal):
-    """As many examples of Triton's own clients do when they start."""
+    """As many examples of Triton's own clients do when they start.
+
+    A call that loses its region twice is told so; it never ran.
+    """
     async with tz.Client(unruly.grpc_url) as client, client.model("work", slots=4) as model:
-        load.start(model)
+        load.start(model, tz.InferenceError)
         for _ in range(20):
             await load.some("ok", 5)
             try:
@@ -35,11 +38,12 @@ async def test_somebody_unregisters_everything(unruly, witness, load, vandal):
         await load.stop()
         await load.at_peace(model)
     assert not load.ends["unavailable"]
+    assert load.last_error is None or "Unable to find shared memory region" in load.last_error
 
 
 async def test_somebody_unregisters_by_name(unruly, witness, load, vandal):
     async with tz.Client(unruly.grpc_url) as client, client.model("work", slots=4) as model:
-        load.start(model)
+        load.start(model, tz.InferenceError)
         for _ in range(60):
             await load.some("ok", 1)
             known = (await vandal.get_system_shared_memory_status()).regions

@@ -27,20 +27,25 @@ class Load:
 
     Args:
         seed: of everything that is by chance.
+        first_tag: of its calls; another load's must be far away.
+        pause: seconds that a caller waits after an error.
 
     Attributes:
         ends: how many calls ended how: ok, cancelled, timed out, unavailable.
         wrong: what should never be: for each wrong result what is known of it.
         surprises: errors that nobody allowed for.
+        refusals: what the allowed ones said.
     """
 
-    def __init__(self, seed=0):
+    def __init__(self, seed=0, *, first_tag=1, pause=0.02):
+        self.pause = pause
         self.rng = random.Random(seed)
         self.ends = Counter()
         self.wrong = []
         self.surprises = []
+        self.refusals = set()
         self.last_error = None
-        self._tags = itertools.count(1)
+        self._tags = itertools.count(first_tag)
         self._is_over = False
 
     # One call
@@ -89,6 +94,7 @@ class Load:
             end, self.last_error = "unavailable", str(error)
         except allowed as error:
             end, self.last_error = "refused", str(error)
+            self.refusals.add(str(error))
         except Exception as error:
             end = "surprise"
             self.surprises.append(error)
@@ -107,18 +113,30 @@ class Load:
 
     # Many
 
-    async def any_call(self, model, *allowed, longest=0.02, most=256, is_impatient=False):
-        """One call as chance wants it: its kind, size, duration, and its caller's patience."""
+    async def any_call(
+        self, model, *allowed, longest=0.02, most=256, slow=1 / 3, hurry=0.5, is_impatient=False
+    ):
+        """One call as chance wants it: its kind, size, duration, and its caller's patience.
+
+        Args:
+            model: what is called.
+            allowed: errors that may be.
+            longest: seconds that the model takes at most.
+            most: values in a tensor at most.
+            slow: which share of calls takes time at all.
+            hurry: which share of calls is cancelled or has a timeout.
+            is_impatient: each of them is.
+        """
         rng = self.rng
         way = rng.choice([self.infer, self.infer, self.lease, self.into])
-        seconds = rng.choice([0.0, 0.0, rng.random() * longest])
+        seconds = rng.random() * longest if rng.random() < slow else 0.0
         count = rng.choice([16, 16, 64, rng.randint(16, max(16, most))])
-        fate = rng.random() / (2 if is_impatient else 1)
-        if fate < 0.25:
+        fate = rng.random() * (hurry if is_impatient else 1)
+        if fate < hurry / 2:
             # Half of them before the server has the request, or while it answers.
             patience = rng.choice([0.0, 0.0001, 0.001, rng.random() * 2 * longest])
             return await self.cancelled_after(patience, way(model, seconds, count), *allowed)
-        if fate < 0.5:
+        if fate < hurry:
             patience = rng.choice([0.0001, 0.001, longest, 2 * longest])
             return await self.count(way(model, seconds, count, timeout=patience), *allowed)
         return await self.count(way(model, seconds, count), *allowed)
@@ -127,7 +145,7 @@ class Load:
         """Call until `stop`; after an error wait a moment, as a sane caller does."""
         while not self._is_over:
             end = await self.any_call(model, *allowed, **options)
-            await asyncio.sleep(0.02 if end in ("unavailable", "refused", "surprise") else 0)
+            await asyncio.sleep(self.pause if end in ("unavailable", "refused", "surprise") else 0)
 
     def start(self, model, *allowed, callers=12, **options):
         """Let callers run until `stop`. Some never wait long, also if nothing is answered."""
@@ -168,6 +186,11 @@ class Load:
         async with asyncio.timeout(PATIENCE):
             while (picture := model.statistics()).available < picture.capacity:
                 await asyncio.sleep(0.001)
+        await self.use_all(model)
+
+    async def use_all(self, model):
+        """Hold all slots at a time, and call with each."""
+        picture = model.statistics()
         assert picture.quarantined == picture.parked == picture.in_flight == picture.waiting == 0
         barrier = asyncio.Barrier(picture.capacity)
 

@@ -16,6 +16,7 @@ import contextlib
 import gc
 import http.client
 import json
+import logging
 import statistics
 import sys
 from collections import Counter
@@ -275,6 +276,7 @@ def main(arguments=None):
     parser.add_argument("--every", type=float, default=6.0, help="seconds between restarts")
     options = parser.parse_args(arguments)
     print(f"numpy {np.__version__}, seed {options.seed}", flush=True)
+    logging.getLogger("triton_zerocopy").setLevel(logging.ERROR)  # it warns at each restart
     with TritonServer({"work": work_model()}) as server, Proxy(server.grpc_url) as proxy:
         soak = Soak(
             server,

@@ -115,6 +115,8 @@ async def test_a_restart_is_waited_for(memory, way):
             async with client.model("fixed", slots=2) as model:
                 await call(client, model, way)
                 await server.acrash()
+                while await client.is_ready():  # else a call may be cut off, instead of not sent
+                    pass
                 calls = [asyncio.create_task(call(client, model, way)) for _ in range(4)]
                 await asyncio.sleep(0)
                 await server.arestart()

@@ -155,7 +155,6 @@ class Soak:
             for load, model in zip(self._loads, models, strict=True):
                 report.lost_slots += await self._lost(load, model)
         self._count()
-        gc.collect()
         await _settle(lambda: len(open_files()) <= len(before))
         report.descriptors = len(before), len(open_files())
         report.files = len(own_files() - files)
@@ -266,6 +265,7 @@ async def _settle(condition):
     deadline = loop.time() + PATIENCE
     while not condition() and loop.time() < deadline:
         await asyncio.sleep(0.01)
+        gc.collect()  # garbage has descriptors, too
 
 
 def main(arguments=None):

@@ -245,7 +245,6 @@ class Witness:
 
     async def __aexit__(self, kind, error, traceback):
         if error is None:
-            gc.collect()  # a mapping that is garbage has a descriptor, too
             await self._settle(lambda: len(open_files()) <= len(self._files))
             now = open_files()
             new = Counter(now.values()) - Counter(self._files.values())
@@ -254,12 +253,13 @@ class Witness:
             assert running_tasks() <= self._tasks, running_tasks() - self._tasks
 
     async def _settle(self, condition):
-        # gRPC closes its sockets in threads of its own.
+        # gRPC closes its sockets in threads of its own, and garbage has some, too.
         deadline = asyncio.get_running_loop().time() + 5
         steady, last = 0, {}
-        while steady < 20 or not condition():
+        while steady < 5 or not condition():
             if asyncio.get_running_loop().time() > deadline:
                 return
-            await asyncio.sleep(0.002)
+            await asyncio.sleep(0.01)
+            gc.collect()
             now = open_files()
             steady, last = (steady + 1 if now == last else 0), now

@@ -26,11 +26,13 @@ class Proxy:
 
     Attributes:
         url: where it listens.
+        ends: how often `stop_after` has taken effect.
     """
 
     def __init__(self, target):
         host, port = target.split(":")
         self._target = host, int(port)
+        self.ends = 0
         self._links = set()
         self._swallows = {REQUESTS: False, ANSWERS: False}
         self._left = {REQUESTS: None, ANSWERS: None}
@@ -170,6 +172,7 @@ class Proxy:
         with contextlib.suppress(OSError):
             writer.write(data)
             await writer.drain()
+        self.ends += 1
         if self._ends_by == "silence":
             self._swallows[direction] = link.has_lost = True
         else:

@@ -60,12 +60,14 @@ async def test_cut_after_some_bytes(proxy, witness, load, direction, by):
         load.start(model)
         for _ in range(8):
             await load.some("ok", 5)
-            before = load.ends["unavailable"]
+            ends = proxy.ends
             proxy.stop_after(load.rng.randint(1, 3000), direction, by=by)
-            await load.some("unavailable", 1)
-            assert load.ends["unavailable"] > before
+            async with asyncio.timeout(20):
+                while proxy.ends == ends:
+                    await asyncio.sleep(0.001)
         await load.stop()
         await load.at_peace(model)
+    assert load.ends["unavailable"]
 
 
 @pytest.mark.parametrize("by", ["reset", "finish"])

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from chaos.load import PATIENCE, Load, open_files
+from chaos.load import PATIENCE, Load, all_free, open_files
 from chaos.proxy import ANSWERS, REQUESTS, Proxy
 from chaos.served import work_model
 from support import own_files
@@ -252,10 +252,10 @@ class Soak:
 
     async def _lost(self, load, model):
         """Hold all slots of a model at a time, and tell how many are missing."""
-        await _settle(lambda: model.statistics().available == model.statistics().capacity)
-        picture = model.statistics()
-        if picture.available < picture.capacity:
-            return picture.capacity - picture.available
+        await _settle(lambda: all_free(model))
+        if not all_free(model):
+            picture = model.statistics()
+            return max(1, picture.capacity - picture.available)
         await load.use_all(model)
         return 0
 

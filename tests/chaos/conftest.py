@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 
@@ -20,6 +21,16 @@ BY_HAND = ("--model-control-mode=explicit", "--load-model=*")
 @pytest.fixture
 def anyio_backend():
     return ("asyncio", {"debug": False})
+
+
+@pytest.fixture(autouse=True)
+def unlogged():
+    """A captured record keeps its arguments: errors, their frames, and so all that is looked for."""
+    logger = logging.getLogger("triton_zerocopy")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    yield
+    logger.setLevel(before)
 
 
 @pytest.fixture(scope="session")

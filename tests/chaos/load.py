@@ -263,7 +263,7 @@ class Witness:
         # gRPC closes its sockets in threads of its own, and garbage has some, too.
         deadline = asyncio.get_running_loop().time() + 5
         steady, last = 0, {}
-        while steady < 5 or not condition():
+        while steady < 2 or not condition():
             if asyncio.get_running_loop().time() > deadline:
                 return
             await asyncio.sleep(0.01)

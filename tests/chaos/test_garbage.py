@@ -112,7 +112,7 @@ async def test_answers_with_bytes_changed_by_chance(fake, memory):
         async with client.model("work", slots=2) as model:
             await still_works(model)
             ends = set()
-            for _ in range(150):
+            for _ in range(100):
                 body = bytearray(true)
                 for _ in range(rng.choice([1, 1, 2, 8])):
                     match rng.randrange(3):
@@ -138,7 +138,7 @@ async def test_answers_with_bytes_changed_by_chance(fake, memory):
 @pytest.mark.parametrize("method", ["ModelMetadata", "ModelConfig", "ServerMetadata"])
 async def test_garbage_when_a_model_is_opened(fake, method):
     rng = random.Random(method)
-    for number in range(30):
+    for number in range(10):
         body = rng.randbytes(rng.choice([1, 8, 100])) if number else b""
         await fake.ainject(Fault(method, body=body))
         async with tz.Client(fake.grpc_url) as client:

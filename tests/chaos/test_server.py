@@ -21,7 +21,7 @@ async def test_killed_and_restarted_again_and_again(unruly, witness, load):
     loop = asyncio.get_running_loop()
     async with tz.Client(unruly.grpc_url) as client, client.model("work", slots=4) as model:
         load.start(model)
-        for _ in range(3):
+        for _ in range(2):
             await load.some("ok", 50)
             while not model.statistics().in_flight:
                 await asyncio.sleep(0)
@@ -75,7 +75,7 @@ async def test_asked_to_end_under_load(unruly, witness, load):
         load.start(model, *allowed)
         await load.some("ok", 20)
         unruly.terminate()
-        await load.some("unavailable", 5)
+        await load.some("refused", 5)
         await unruly.akill()
         await unruly.arestart()
         await load.some("ok", 50)

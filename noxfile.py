@@ -82,6 +82,13 @@ def tests_more(session: nox.Session, numpy: str) -> None:
 
 
 @nox.session
+def soak(session: nox.Session) -> None:
+    """200,000 calls while a real server, and the way to it, come and go: ``-- --calls N``."""
+    session.install(".", *groups("tests"))
+    session.run("python", "tests/soak.py", *session.posargs)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style, format, and that imports go one way."""
     session.install("-e.", *groups("lint"))

@@ -25,7 +25,7 @@ from typing import Final, TypeVar
 
 from ._cuda.device import Device
 from ._endings import Ending, ending_of, hand_over
-from ._errors import RegistrationError, ServerUnavailable
+from ._errors import CapacityError, RegistrationError, ServerUnavailable
 from ._layout import PAGE, align
 from ._outliving import outlive
 from ._pool import Pool
@@ -230,9 +230,16 @@ class Engine:
 
     async def _refit(self, slot: Slot, byte_size: int) -> None:
         # Twice as large as before: a slot that grows with its requests does so rarely.
-        wanted = max(byte_size, 2 * slot.byte_size, self._largest)
+        wanted = align(max(byte_size, 2 * slot.byte_size, self._largest), PAGE)
+        enough = align(byte_size, PAGE)
         await self._drop(slot)
-        slot.attach(await self._new_region(align(wanted, PAGE)))
+        try:
+            region = await self._new_region(wanted)
+        except CapacityError:
+            if wanted == enough:
+                raise
+            region = await self._new_region(enough)
+        slot.attach(region)
         self._largest = max(self._largest, byte_size)
 
     async def _new_region(self, byte_size: int) -> Region:
@@ -246,7 +253,7 @@ class Engine:
         slot.holds += 1
         task = self.runtime.spawn(self._replace(slot))
         task.add_done_callback(lambda _: self.unhold(slot))
-        await asyncio.shield(task)
+        await outlive(task)
 
     async def _replace(self, slot: Slot) -> None:
         try:

@@ -213,7 +213,12 @@ class RegionKeeper:
         owner = await self.own()
         owner.names.discard(region.name)
         region.name = new_name(owner.id)
-        await self._register(region)
+        try:
+            await self._register(region)
+        except RegistrationError:
+            # The name may be another's: no call may refer to that one's memory.
+            region.name = new_name(owner.id)
+            raise
 
     async def renew(self, regions: Iterable[Region]) -> None:
         """Register anew those of the regions that the server does not know (any more).

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from ._transports.base import InferReply, OutputReply
 
 Target = Callable[[TensorSpec, Shape], Any]
 """Returns the array, or the tensor on a GPU, that an output is copied into; None for a new one."""
+
+_MOST_DIMENSIONS: Final = 32  # of a numpy array before numpy 2
+_MOST_ELEMENTS: Final = 2**55  # more than any address space has
 
 
 def check_reply(model: str, reply: InferReply, request: Request) -> Checked:
@@ -44,7 +47,8 @@ def check_reply(model: str, reply: InferReply, request: Request) -> Checked:
         output = replied.get(place.spec.name)
         if output is None:
             raise InferenceError(
-                f"the server answered without output {place.spec.name!r}, it sent {list(replied)}",
+                f"the server answered without output {place.spec.name!r}, it sent "
+                f"{list(replied)!s:.500}",
                 model=model,
             )
         if (
@@ -93,7 +97,12 @@ def _check_output(
 
 def _check_shape(model: str, output: OutputReply, *, limit: int) -> int:
     shape = output.shape
-    if any(size < 0 for size in shape):
+    if len(shape) > _MOST_DIMENSIONS:
+        raise InferenceError(
+            f"output {output.name!r} came with {len(shape)} dimensions", model=model
+        )
+    # Zeros do not make the other sizes possible.
+    if any(size < 0 for size in shape) or math.prod(size or 1 for size in shape) > _MOST_ELEMENTS:
         raise InferenceError(
             f"output {output.name!r} came with the impossible shape {list(shape)}", model=model
         )

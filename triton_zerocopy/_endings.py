@@ -41,9 +41,11 @@ _NOT_RUN: Final = (
     "GRPC server is shutting down",
     # Triton's restricted protocols, refused before parsing.
     "This protocol is restricted",
-    # gRPC had no connection to send it on.
+    "This API is restricted",
+    # There was no connection to send it on, with gRPC and with HTTP.
     "failed to connect to all addresses",
     "DNS resolution failed",
+    "no connection was made",
 )
 _LINK_BROKE: Final = ("RST_STREAM", "GOAWAY", "Stream removed", "Socket closed")
 _REGION_LOST: Final = "Unable to find shared memory region"
@@ -83,7 +85,8 @@ def public_error(
         hint = (
             "; pass the header that the server wants"
             if "restricted" in error.message
-            else "; check that the server runs and that the url is its gRPC port"
+            else "; check that the server runs and that the url is its gRPC port, or http:// "
+            "and its HTTP port"
         )
         return ServerUnavailable(f"{error.message}{hint}")
     return InferenceError(

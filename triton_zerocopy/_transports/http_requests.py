@@ -12,7 +12,11 @@ from urllib.parse import quote
 from .._errors import InputError
 from .base import DEFAULT_OPTIONS, CallOptions, InferRequest, MemoryRef
 
-_HEADER_LENGTH: Final = b"Inference-Header-Content-Length: %d\r\nContent-Length: %d\r\n\r\n"
+_JSON_ONLY: Final = b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+_WITH_BINARY: Final = (
+    b"Content-Type: application/octet-stream\r\n"
+    b"Inference-Header-Content-Length: %d\r\nContent-Length: %d\r\n\r\n"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,7 @@ class Requests:
     def post(self, path: str, document: Mapping[str, Any] | None = None) -> bytes:
         """Return a request that has JSON, or nothing."""
         body = b"" if document is None else _json(document)
-        return self._head(path) + b"Content-Length: %d\r\n\r\n" % len(body) + body
+        return self._head(path) + _JSON_ONLY % len(body) + body
 
     def prepare(self, request: InferRequest) -> Prepared:
         """Make all that stays the same of a request.
@@ -91,9 +95,7 @@ class Requests:
         return Prepared(head, pieces, bool(outputs), plain)
 
     def _head(self, path: str) -> bytes:
-        return (
-            f"POST {path} HTTP/1.1\r\n{self._headers}Content-Type: application/octet-stream\r\n"
-        ).encode("ascii")
+        return f"POST {path} HTTP/1.1\r\n{self._headers}".encode("ascii")
 
 
 def compose(prepared: Prepared, payloads: Sequence[memoryview], options: CallOptions) -> bytes:
@@ -108,7 +110,10 @@ def compose(prepared: Prepared, payloads: Sequence[memoryview], options: CallOpt
     for payload, piece in zip(payloads, prepared.pieces[1:], strict=True):
         parts += (b"%d" % len(payload), piece)
     size = sum(map(len, parts))
-    lengths = _HEADER_LENGTH % (size, size + sum(map(len, payloads)))
+    if payloads:
+        lengths = _WITH_BINARY % (size, size + sum(map(len, payloads)))
+    else:
+        lengths = _JSON_ONLY % size
     return b"".join((prepared.head, lengths, *parts, *payloads))
 
 

@@ -63,6 +63,11 @@ def drop_owners(url):
         (SHM / name).unlink()
 
 
+def url_of(server, transport):
+    """Return the url of one of a server's endpoints."""
+    return server.grpc_url if transport == "grpc" else f"http://{server.http_url}"
+
+
 async def until(condition):
     """Let the loop run until a condition holds."""
     while not condition():

@@ -8,7 +8,7 @@ import typing
 import numpy as np
 import pytest
 from models import MODELS
-from support import needs_strings, until
+from support import drop_owners, needs_strings, until, url_of
 
 import triton_zerocopy as tz
 from triton_zerocopy.testing import FakeTriton, Fault
@@ -20,6 +20,11 @@ X = np.arange(4, dtype=np.float32)
 LINK = ("UNAVAILABLE", "the link broke")
 HARMLESS = {"extra_output", "repeated_output"}
 NOT_SEEN_IN_MEMORY = {"shape_too_small", "data_too_short", "data_too_long"}
+
+
+@pytest.fixture(params=["grpc", "http"])
+def transport(request):
+    return request.param
 
 
 @pytest.fixture(params=["system", "wire"])
@@ -39,9 +44,9 @@ async def eventually(condition):
 
 
 @pytest.mark.parametrize("kind", sorted(set(typing.get_args(Garbage)) - {"strings_past_the_end"}))
-async def test_garbage_is_refused_and_the_slot_is_used_again(fake, memory, kind):
+async def test_garbage_is_refused_and_the_slot_is_used_again(fake, memory, kind, transport):
     """What the memory of a slot cannot show is believed: a smaller shape, or a length."""
-    async with tz.Client(fake.grpc_url, memory=memory) as client:
+    async with tz.Client(url_of(fake, transport), memory=memory) as client:
         async with client.model("fixed", slots=1) as model:
             await works(model)
             await fake.ainject(Fault("ModelInfer", garble=kind))
@@ -59,8 +64,8 @@ async def test_garbage_is_refused_and_the_slot_is_used_again(fake, memory, kind)
 
 
 @needs_strings
-async def test_strings_past_the_end_are_refused(fake, memory):
-    async with tz.Client(fake.grpc_url, memory=memory) as client:
+async def test_strings_past_the_end_are_refused(fake, memory, transport):
+    async with tz.Client(url_of(fake, transport), memory=memory) as client:
         async with client.model("shout", slots=1) as model:
             await model.infer({"TEXT": [["a"]]})
             await fake.ainject(Fault("ModelInfer", garble="strings_past_the_end"))
@@ -69,17 +74,23 @@ async def test_strings_past_the_end_are_refused(fake, memory):
             assert (await model.infer({"TEXT": [["a"]]}))["LOUD"].tolist() == [[b"AA"]]
 
 
-async def test_an_unreadable_answer(fake):
-    async with tz.Client(fake.grpc_url) as client, client.model("fixed", slots=1) as model:
+async def test_an_unreadable_answer(fake, transport):
+    async with (
+        tz.Client(url_of(fake, transport)) as client,
+        client.model("fixed", slots=1) as model,
+    ):
         await fake.ainject(Fault("ModelInfer", body=b"\xff\xff"))
         with pytest.raises(tz.InferenceError, match="unreadable answer"):
             await model.infer({"INPUT0": X})
         await works(model)
 
 
-async def test_an_error_of_the_link_is_fenced(fake):
+async def test_an_error_of_the_link_is_fenced(fake, transport):
     """The slot comes back after the late write, with another region."""
-    async with tz.Client(fake.grpc_url) as client, client.model("fixed", slots=1) as model:
+    async with (
+        tz.Client(url_of(fake, transport)) as client,
+        client.model("fixed", slots=1) as model,
+    ):
         await works(model)
         (before,) = (await fake.astate()).registered
         await fake.ainject(
@@ -99,10 +110,10 @@ async def test_an_error_of_the_link_is_fenced(fake):
         assert after != before
 
 
-async def test_an_unregister_that_gets_lost_is_repeated():
+async def test_an_unregister_that_gets_lost_is_repeated(transport):
     """As servers from 2.53 on may do with one that is deferred."""
     async with FakeTriton({"fixed": MODELS["fixed"]}, version="2.60.0") as server:
-        async with tz.Client(server.grpc_url) as client:
+        async with tz.Client(url_of(server, transport)) as client:
             async with client.model("fixed", slots=1) as model:
                 await works(model)
                 await server.alose_unregisters()
@@ -126,8 +137,11 @@ async def test_an_unregister_that_gets_lost_is_repeated():
         assert (list(state.registered), state.mapped) == ([], 0)
 
 
-async def test_a_region_that_was_taken_away_comes_back(fake):
-    async with tz.Client(fake.grpc_url) as client, client.model("fixed", slots=1) as model:
+async def test_a_region_that_was_taken_away_comes_back(fake, transport):
+    async with (
+        tz.Client(url_of(fake, transport)) as client,
+        client.model("fixed", slots=1) as model,
+    ):
         for _ in range(3):
             await works(model)
             await fake.aforget()
@@ -135,8 +149,11 @@ async def test_a_region_that_was_taken_away_comes_back(fake):
         assert len((await fake.astate()).registered) == 1
 
 
-async def test_shared_memory_that_is_switched_off_later(fake):
-    async with tz.Client(fake.grpc_url) as client, client.model("fixed", slots=1) as model:
+async def test_shared_memory_that_is_switched_off_later(fake, transport):
+    async with (
+        tz.Client(url_of(fake, transport)) as client,
+        client.model("fixed", slots=1) as model,
+    ):
         await works(model)
         await fake.aforget()
         await fake.aset_client_shm(allowed=False)
@@ -148,8 +165,11 @@ async def test_shared_memory_that_is_switched_off_later(fake):
         await works(model)
 
 
-async def test_a_registration_that_nobody_confirmed_is_taken_back(fake):
-    async with tz.Client(fake.grpc_url) as client, client.model("fixed", slots=1) as model:
+async def test_a_registration_that_nobody_confirmed_is_taken_back(fake, transport):
+    async with (
+        tz.Client(url_of(fake, transport)) as client,
+        client.model("fixed", slots=1) as model,
+    ):
         await works(model)
         await fake.aforget()
         await fake.ainject(
@@ -162,8 +182,11 @@ async def test_a_registration_that_nobody_confirmed_is_taken_back(fake):
 
 
 @pytest.mark.parametrize("code", ["INTERNAL", "INVALID_ARGUMENT", "NOT_FOUND", "UNIMPLEMENTED"])
-async def test_answers_of_the_server_free_the_slot_at_once(fake, code):
-    async with tz.Client(fake.grpc_url) as client, client.model("fixed", slots=1) as model:
+async def test_answers_of_the_server_free_the_slot_at_once(fake, code, transport):
+    async with (
+        tz.Client(url_of(fake, transport)) as client,
+        client.model("fixed", slots=1) as model,
+    ):
         await works(model)
         (before,) = (await fake.astate()).registered
         await fake.ainject(Fault("ModelInfer", fail=(code, "no such luck")))
@@ -175,8 +198,13 @@ async def test_answers_of_the_server_free_the_slot_at_once(fake, code):
 
 
 @pytest.mark.parametrize("code", ["UNAVAILABLE", "CANCELLED", "UNKNOWN", "DEADLINE_EXCEEDED"])
-async def test_answers_that_may_be_of_the_link_are_fenced(fake, code):
-    async with tz.Client(fake.grpc_url) as client, client.model("fixed", slots=1) as model:
+async def test_answers_that_may_be_of_the_link_are_fenced(fake, code, transport):
+    if transport == "http" and code in ("CANCELLED", "UNKNOWN"):
+        pytest.skip("Triton's HTTP endpoint says 400, as of what the client did wrong")
+    async with (
+        tz.Client(url_of(fake, transport)) as client,
+        client.model("fixed", slots=1) as model,
+    ):
         await works(model)
         (before,) = (await fake.astate()).registered
         await fake.ainject(Fault("ModelInfer", fail=(code, "maybe")))
@@ -187,9 +215,12 @@ async def test_answers_that_may_be_of_the_link_are_fenced(fake, code):
         assert before not in (await fake.astate()).registered
 
 
-async def test_a_server_that_never_answers(fake):
+async def test_a_server_that_never_answers(fake, transport):
     """Timeouts end the waiting; the slot is held until there is an answer."""
-    async with tz.Client(fake.grpc_url) as client, client.model("fixed", slots=1) as model:
+    async with (
+        tz.Client(url_of(fake, transport)) as client,
+        client.model("fixed", slots=1) as model,
+    ):
         await works(model)
         await fake.ainject(Fault("ModelInfer", hold=True))
         with pytest.raises(tz.InferTimeout):
@@ -205,9 +236,9 @@ async def test_a_server_that_never_answers(fake):
         await until(lambda: model.statistics().available == 1)
 
 
-async def test_a_crash_in_the_middle_of_a_call():
+async def test_a_crash_in_the_middle_of_a_call(transport):
     async with FakeTriton({"fixed": MODELS["fixed"]}) as server:
-        async with tz.Client(server.grpc_url) as client:
+        async with tz.Client(url_of(server, transport)) as client:
             async with client.model("fixed", slots=2) as model:
                 await works(model)
                 await server.ainject(Fault("ModelInfer", before="writing", crash=True))
@@ -217,3 +248,4 @@ async def test_a_crash_in_the_middle_of_a_call():
                 await client.wait_ready(timeout=20)
                 await works(model)
         assert not (await server.astate()).registered
+        drop_owners(url_of(server, transport))  # the one in doubt is left to the next client

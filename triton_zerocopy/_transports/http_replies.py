@@ -25,6 +25,10 @@ _TRITON_CODES: Final = {
     500: "INTERNAL",
     501: "UNIMPLEMENTED",
     503: "UNAVAILABLE",
+    # Not Triton's, but of something on the way that writes errors as it does.
+    429: "RESOURCE_EXHAUSTED",
+    502: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
 }
 """Statuses of Triton (server, http_server.cc) by what its gRPC endpoint says instead."""
 
@@ -146,6 +150,7 @@ def _error_text(body: bytes | bytearray) -> str | None:
 
 
 def _reply(response: Response) -> InferReply:
+    """Parse a reply. Data as JSON was not asked for: such an output has no bytes here."""
     body = response.body
     length = int(response.headers.get(b"inference-header-content-length", len(body)))
     if not 0 <= length <= len(body):
@@ -158,7 +163,7 @@ def _reply(response: Response) -> InferReply:
         size = 0
         if "parameters" in entry:
             size = _integer(entry["parameters"].get("binary_data_size", 0))
-        if "data" in entry or not 0 <= size <= len(rest) - position:
+        if not 0 <= size <= len(rest) - position:
             raise ValueError
         shape = tuple(map(_integer, entry["shape"]))
         data = rest[position : position + size] if size else b""

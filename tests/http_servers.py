@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import queue
 import re
-from contextlib import asynccontextmanager
+import threading
+from contextlib import asynccontextmanager, contextmanager
 
 BODY = (
     b'{"model_name":"m","model_version":"1","outputs":[{"name":"Y","datatype":"FP32","shape":[4]}]}'
@@ -106,17 +108,21 @@ def then_close(data):
     return play
 
 
-@asynccontextmanager
-async def proxy(address, **options):
-    """Pass bytes on to another server, from a socket of another kind; yields the port."""
+@contextmanager
+def tls_proxy(address, context):
+    """Pass what comes over TLS on to another server, in a thread; yields the port.
+
+    In a loop of its own, as asyncio reports handshakes that fail to the loop.
+    """
     host, port = address.split(":")
+    began = queue.Queue()
 
     async def forward(reader, writer):
         try:
             while data := await reader.read(1 << 16):
                 writer.write(data)
                 await writer.drain()
-        except ConnectionError:
+        except OSError:
             pass
         finally:
             writer.close()
@@ -125,5 +131,18 @@ async def proxy(address, **options):
         there, back = await asyncio.open_connection(host, int(port))
         await asyncio.gather(forward(reader, back), forward(there, writer))
 
-    async with serving(serve, **options) as own_port:
+    async def run():
+        loop, end = asyncio.get_running_loop(), asyncio.Event()
+        loop.set_exception_handler(lambda *_: None)
+        async with serving(serve, ssl=context) as own_port:
+            began.put((own_port, lambda: loop.call_soon_threadsafe(end.set)))
+            await end.wait()
+
+    thread = threading.Thread(target=asyncio.run, args=(run(),))
+    thread.start()
+    own_port, finish = began.get(timeout=20)
+    try:
         yield own_port
+    finally:
+        finish()
+        thread.join()

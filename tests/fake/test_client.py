@@ -110,6 +110,56 @@ async def test_an_error_of_the_link_is_fenced(fake, transport):
         assert after != before
 
 
+@pytest.mark.parametrize("before", ["handling", "running", "writing", "answering"])
+async def test_a_call_whose_http_connection_is_cut_is_fenced(fake, before):
+    """It may have run, and closing a connection stops nothing at the server."""
+    async with tz.Client(url_of(fake, "http")) as client:
+        async with client.model("fixed", slots=1) as model:
+            await works(model)
+            (name,) = (await fake.astate()).registered
+            await fake.ainject(Fault("ModelInfer", before=before, drop=True))
+            with pytest.raises(tz.ServerUnavailable):
+                await model.infer({"INPUT0": X})
+            await until(lambda: model.statistics().available == 1)
+            assert name not in (await fake.astate()).registered
+            await works(model)
+
+
+async def test_a_question_whose_connection_is_cut(fake, transport):
+    async with tz.Client(url_of(fake, transport)) as client:
+        await fake.ainject(Fault("ModelMetadata", drop=True), Fault("ServerReady", drop=True))
+        with pytest.raises(tz.ServerUnavailable):
+            await client.model("fixed")
+        assert not await client.is_ready()
+        assert await client.is_ready()
+
+
+@pytest.mark.parametrize(
+    ("method", "body"),
+    [
+        *[(each, b"") for each in ("ServerMetadata", "ModelMetadata", "ModelConfig")],
+        *[(each, b"5") for each in ("ServerMetadata", "ModelMetadata", "ModelConfig")],
+        *[(each, b"<html>") for each in ("ServerMetadata", "ModelMetadata", "ModelConfig")],
+        ("ServerMetadata", b"{}"),
+        ("ServerMetadata", b'{"name":"","version":5,"extensions":[]}'),
+        ("ModelMetadata", b"{}"),
+        ("ModelMetadata", b'{"inputs":[{"name":5,"datatype":"FP32","shape":[]}],"outputs":[]}'),
+        (
+            "ModelMetadata",
+            b'{"inputs":[{"name":"X","datatype":"FP32","shape":[1.5]}],"outputs":[]}',
+        ),
+        ("ModelConfig", b'{"max_batch_size":"no"}'),
+        ("ModelConfig", b'{"input":[{"optional":true}]}'),
+    ],
+)
+async def test_a_question_with_an_unreadable_answer(fake, method, body):
+    async with tz.Client(url_of(fake, "http")) as client:
+        await fake.ainject(Fault(method, body=body))
+        with pytest.raises(tz.InferenceError, match="unreadable answer"):
+            await client.model("fixed", memory="system")
+        assert (await client.model("fixed")).memory == "system"
+
+
 async def test_an_unregister_that_gets_lost_is_repeated(transport):
     """As servers from 2.53 on may do with one that is deferred."""
     async with FakeTriton({"fixed": MODELS["fixed"]}, version="2.60.0") as server:

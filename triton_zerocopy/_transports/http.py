@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from .._errors import InputError
 from .._http.connection import Response
 from .._http.pool import Address, Connections
 from .._http.tls import client_context
@@ -40,7 +41,9 @@ def _readable() -> Iterator[None]:
     """Turn what an answer of another form than expected raises into ServerError."""
     try:
         yield
-    except (AttributeError, LookupError, TypeError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
         raise ServerError("UNKNOWN", f"unreadable answer: {type(error).__name__}") from error
 
 
@@ -92,7 +95,8 @@ class HttpTransport:
     async def server_info(self, *, timeout: float | None) -> ServerInfo:
         found = await self._get("/v2", timeout)
         with _readable():
-            return ServerInfo(found["name"], found["version"], tuple(found["extensions"]))
+            name, version = replies.text(found["name"]), replies.text(found["version"])
+            return ServerInfo(name, version, tuple(found["extensions"]))
 
     async def is_ready(self, *, timeout: float | None) -> bool:
         response = await self._fetch(self._requests.get("/v2/health/ready"), timeout)
@@ -182,4 +186,4 @@ class HttpTransport:
     async def _list(self, kind: str, timeout: float | None) -> Sequence[str]:
         found = await self._status(f"/v2/{kind}sharedmemory/status", timeout)
         with _readable():
-            return tuple(each["name"] for each in found)
+            return tuple(replies.text(each["name"]) for each in found)

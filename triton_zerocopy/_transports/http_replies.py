@@ -59,7 +59,7 @@ class InferReader:
             raise server_error(response)
         try:
             return _reply(response)
-        except (ArithmeticError, LookupError, TypeError, ValueError, RecursionError) as error:
+        except Exception as error:  # who knows who has answered
             raise ServerError("UNKNOWN", f"unreadable answer: {type(error).__name__}") from error
 
     def learn(self, answer: bytes, read: InferReply) -> None:
@@ -97,12 +97,12 @@ def explain(problem: HttpProblem) -> ServerError:
 
 def server_error(response: Response) -> ServerError:
     """Return the error that an answer is."""
-    text = _error_text(response.body)
-    if text is not None:
+    message = _error_text(response.body)
+    if message is not None:
         code = _TRITON_CODES.get(response.status, "UNKNOWN")
-        if code == "INVALID_ARGUMENT" and "already in manager" in text:
+        if code == "INVALID_ARGUMENT" and "already in manager" in message:
             code = "ALREADY_EXISTS"
-        return ServerError(code, without_region_names(text))
+        return ServerError(code, without_region_names(message))
     # Of what else answers nothing is repeated: it may show the headers of the request.
     try:
         phrase = HTTPStatus(response.status).phrase
@@ -130,12 +130,12 @@ def model_spec(name: str, version: str, metadata: Any, config: Any) -> ModelSpec
     return ModelSpec.make(
         name,
         version,
-        [_tensor_spec(entry, optional) for entry in metadata.get("inputs", ())],
-        [_tensor_spec(entry, set()) for entry in metadata.get("outputs", ())],
+        [_tensor_spec(entry, optional) for entry in metadata["inputs"]],
+        [_tensor_spec(entry, set()) for entry in metadata["outputs"]],
         max_batch_size=_integer(config.get("max_batch_size", 0)),
         is_decoupled=config.get("model_transaction_policy", {}).get("decoupled") is True,
         is_ensemble=config.get("platform") == "ensemble" or "ensemble_scheduling" in config,
-        platform=_text(metadata.get("platform", "")),
+        platform=text(metadata.get("platform", "")),
     )
 
 
@@ -145,8 +145,8 @@ def _error_text(body: bytes | bytearray) -> str | None:
         document = json.loads(body)
     except (ValueError, RecursionError):
         return None
-    text = document.get("error") if isinstance(document, dict) else None
-    return text[:_LONGEST_TEXT] if isinstance(text, str) else None
+    message = document.get("error") if isinstance(document, dict) else None
+    return message[:_LONGEST_TEXT] if isinstance(message, str) else None
 
 
 def _reply(response: Response) -> InferReply:
@@ -167,23 +167,23 @@ def _reply(response: Response) -> InferReply:
             raise ValueError
         shape = tuple(map(_integer, entry["shape"]))
         data = rest[position : position + size] if size else b""
-        outputs.append(OutputReply(_text(entry["name"]), _text(entry["datatype"]), shape, data))
+        outputs.append(OutputReply(text(entry["name"]), text(entry["datatype"]), shape, data))
         position += size
     if position != len(rest):
         raise ValueError
     return InferReply(
-        _text(document["model_name"]),
-        _text(document["model_version"]),
-        _text(document.get("id", "")),
+        text(document["model_name"]),
+        text(document["model_version"]),
+        text(document.get("id", "")),
         _parameters(document.get("parameters", {})),
         outputs,
     )
 
 
 def _tensor_spec(entry: Any, optional: set[str]) -> TensorSpec:
-    name = _text(entry["name"])
+    name = text(entry["name"])
     shape = tuple(map(_integer, entry["shape"]))
-    return TensorSpec(name, _text(entry["datatype"]), shape, name in optional)
+    return TensorSpec(name, text(entry["datatype"]), shape, name in optional)
 
 
 def _parameters(parameters: Any) -> dict[str, Parameter]:
@@ -194,7 +194,8 @@ def _parameters(parameters: Any) -> dict[str, Parameter]:
     }
 
 
-def _text(value: Any) -> str:
+def text(value: Any) -> str:
+    """Return what is a str. Raises TypeError."""
     if not isinstance(value, str):
         raise TypeError
     return value

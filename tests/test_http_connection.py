@@ -284,13 +284,51 @@ async def test_more_than_was_asked_for():
             assert server.connections == 2
 
 
-async def test_an_answer_that_nobody_asked_for():
-    """Were it kept, it would be taken for the answer to the next call."""
+@pytest.mark.parametrize("asked", [0, 1, 2])
+async def test_an_answer_that_nobody_asked_for(asked):
+    """Were it kept, it would be taken for the answer to the next call. It may be a known one."""
     async with silent() as transport:
         (connection,) = transport._connections._idle
+        for _ in range(asked):
+            future = begin(transport)
+            connection.data_received(ANSWER)
+            check_is_the_answer(*await future)
         connection.data_received(ANSWER)
         await until(lambda: not transport._connections._open)
         assert not transport._connections._idle
+
+
+async def test_a_body_that_is_a_known_answer():
+    """It is a body all the same."""
+    async with silent() as transport:
+        (connection,) = transport._connections._open
+        future = begin(transport)
+        connection.data_received(ANSWER)
+        await future
+        future = begin(transport)
+        connection.data_received(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(ANSWER))
+        connection.data_received(ANSWER)
+        _, error = await future
+        assert "unreadable answer" in error.message
+
+
+async def test_a_call_that_follows_at_once_on_an_answer_that_ends_with_its_connection():
+    ends = []
+    async with (
+        scripted(then_close(UNTIL_THE_END)) as server,
+        transport_to(server.port) as transport,
+    ):
+        message = transport.prepare(PLAIN)
+
+        def done(reply, error):
+            ends.append(error)
+            if len(ends) < 4:
+                transport.infer(message, done)
+
+        transport.infer(message, done)
+        await until(lambda: len(ends) == 4)
+        assert ends == [None] * 4
+        assert server.connections == 4
 
 
 @given(

@@ -355,6 +355,8 @@ def test_errors_hide_regions_and_have_an_end():
     with pytest.raises(ServerError) as raised:
         read(error("a" * 100_000), 500)
     assert len(raised.value.message) < 20_000
+    with pytest.raises(ServerError, match="not Triton's"):
+        read(error("a" * (1 << 20)), 500)
 
 
 def test_calls_without_an_answer():

@@ -199,7 +199,6 @@ class Connection(asyncio.Protocol):
         self._received += len(data)
         problem = self._feed(data)
         if self._is_complete:
-            self._is_kept = self._is_kept and problem is None
             self._end_call(data)
         elif problem is not None:
             self._fail(problem)

@@ -88,8 +88,8 @@ class Region(ABC):
         self._state = RegionState.OPEN
         self._calls = 0
         self._is_ambiguous = False
+        # Held while it is registered anew: several calls may find at once that it is lost.
         self.renewing = asyncio.Lock()
-        """Held while it is registered anew: several calls may find at once that it is lost."""
         self._idle: asyncio.Future[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._closed_hook: Callable[[Region], object] = lambda _: None

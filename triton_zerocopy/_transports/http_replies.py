@@ -13,6 +13,8 @@ from .._specs import ModelSpec, TensorSpec
 from .base import InferReply, OutputReply, Parameter, ServerError, without_region_names
 
 _REMEMBERED: Final = 256
+_LONGEST_ERROR: Final = 1 << 20
+"""Bytes of an error that may be Triton's; parsing more would keep the event loop busy."""
 _LONGEST_TEXT: Final = 1 << 14
 
 _TRITON_CODES: Final = {
@@ -141,6 +143,8 @@ def model_spec(name: str, version: str, metadata: Any, config: Any) -> ModelSpec
 
 def _error_text(body: bytes | bytearray) -> str | None:
     """Return the text of an error as Triton writes it; None for what something else wrote."""
+    if len(body) > _LONGEST_ERROR:
+        return None
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):

@@ -65,6 +65,12 @@ async def ask(transport, message=None):
         return await begin(transport, message)
 
 
+def receive(connection, data):
+    """Have a connection receive these bytes at once."""
+    connection.get_buffer(-1)[: len(data)] = data
+    connection.buffer_updated(len(data))
+
+
 def check_is_the_answer(reply, error):
     assert error is None
     assert reply == InferReply("m", "1", "", {}, [("Y", "FP32", (4,), b"")])
@@ -159,9 +165,9 @@ async def test_an_answer_that_comes_in_two_pieces(answer):
         (connection,) = transport._connections._open
         for cut in range(1, len(answer)):
             future = begin(transport)
-            connection.data_received(answer[:cut])
+            receive(connection, answer[:cut])
             assert not future.done()
-            connection.data_received(answer[cut:])
+            receive(connection, answer[cut:])
             reply, error = await future
             assert error is None
             assert reply.outputs[0].name == "Y"
@@ -178,10 +184,10 @@ async def test_an_answer_byte_by_byte_after_others():
         for answer in (ANSWER, CHUNKED):
             future = begin(transport)
             for index in range(len(begins)):
-                connection.data_received(begins[index : index + 1])
+                receive(connection, begins[index : index + 1])
             assert not future.done()
             for index in range(len(answer)):
-                connection.data_received(answer[index : index + 1])
+                receive(connection, answer[index : index + 1])
             check_is_the_answer(*await future)
 
 
@@ -205,7 +211,7 @@ async def test_what_is_not_remembered():
         for answer in (BINARY, error, closing, ANSWER + ANSWER, long):
             connection = transport._connections._idle[0]
             future = begin(transport)
-            connection.data_received(answer)
+            receive(connection, answer)
             await future
             assert not transport._reader.known, answer
             if not transport._connections._idle:
@@ -291,9 +297,9 @@ async def test_an_answer_that_nobody_asked_for(asked):
         (connection,) = transport._connections._idle
         for _ in range(asked):
             future = begin(transport)
-            connection.data_received(ANSWER)
+            receive(connection, ANSWER)
             check_is_the_answer(*await future)
-        connection.data_received(ANSWER)
+        receive(connection, ANSWER)
         await until(lambda: not transport._connections._open)
         assert not transport._connections._idle
 
@@ -303,11 +309,11 @@ async def test_a_body_that_is_a_known_answer():
     async with silent() as transport:
         (connection,) = transport._connections._open
         future = begin(transport)
-        connection.data_received(ANSWER)
+        receive(connection, ANSWER)
         await future
         future = begin(transport)
-        connection.data_received(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(ANSWER))
-        connection.data_received(ANSWER)
+        receive(connection, b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(ANSWER))
+        receive(connection, ANSWER)
         _, error = await future
         assert "unreadable answer" in error.message
 
@@ -345,12 +351,12 @@ def test_any_answer_is_a_reply_or_an_error(answer, edits):
         answer = answer[:position] + added + answer[position + removed :]
 
     async def exchange():
-        pool, lost = [], []
+        pool, lost, room = [], [], memoryview(bytearray(64))
         ours, theirs = socket.socketpair()
         with theirs:
             loop = asyncio.get_running_loop()
             _, connection = await loop.create_connection(
-                lambda: Connection(pool, set(), lambda: lost.append(1)), sock=ours
+                lambda: Connection(room, pool, set(), lambda: lost.append(1)), sock=ours
             )
             ends = []
             connection.send(b"x", lambda *end: ends.append(end), InferReader())

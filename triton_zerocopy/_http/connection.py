@@ -61,10 +61,12 @@ class Reader(Protocol):
 Done = Callable[[Any, BaseException | None], None]
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.BufferedProtocol):
     """A connection to a server. It is idle, or has one call under way, or is at its end.
 
     Args:
+        buffer: what it receives into. Connections of one event loop may share one, as what is
+            in it is taken out before anything else is received.
         idle: where it puts itself whenever it is free.
         all_open: where it is from its beginning to its end.
         lost: called after its end.
@@ -73,6 +75,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_all_open",
         "_body",
+        "_buffer",
         "_done",
         "_has_head",
         "_headers",
@@ -94,10 +97,12 @@ class Connection(asyncio.Protocol):
 
     def __init__(
         self,
+        buffer: memoryview,
         idle: list[Connection],
         all_open: set[Connection],
         lost: Callable[[], None],
     ) -> None:
+        self._buffer = buffer
         self._idle = idle
         self._all_open = all_open
         self._lost = lost
@@ -153,9 +158,15 @@ class Connection(asyncio.Protocol):
         self._is_paused = False
         self._write_on()
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
+        # Room made anew for each answer, as for asyncio.Protocol, costs more than all else here.
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        data: bytes | memoryview = self._buffer[:nbytes]
         # Only while nothing of an answer has come yet is anything known.
-        if len(data) <= SMALL_ANSWER:
+        if nbytes <= SMALL_ANSWER:
+            data = bytes(data)
             read = self._known.get(data)
             if read is not None:
                 done = self._done
@@ -191,7 +202,7 @@ class Connection(asyncio.Protocol):
         self._has_head = self._is_complete = self._is_delimited = False
         self._is_kept = True
 
-    def _parse(self, data: bytes) -> None:
+    def _parse(self, data: bytes | memoryview) -> None:
         self._known = _NOTHING_KNOWN
         if self._done is None:
             self._transport.abort()  # nobody has asked
@@ -203,7 +214,7 @@ class Connection(asyncio.Protocol):
         elif problem is not None:
             self._fail(problem)
 
-    def _feed(self, data: bytes) -> Malformed | None:
+    def _feed(self, data: bytes | memoryview) -> Malformed | None:
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -254,7 +265,7 @@ class Connection(asyncio.Protocol):
             self._headers = {}
             self._has_head = False
 
-    def _end_call(self, data: bytes) -> None:
+    def _end_call(self, data: bytes | memoryview) -> None:
         """Give the answer to the caller; ``data`` is what it ended with."""
         done, reader = self._done, self._reader
         assert done is not None
@@ -275,7 +286,7 @@ class Connection(asyncio.Protocol):
         except Exception as error:  # noqa: BLE001 # a callback has nobody to raise to
             done(None, error)
             return
-        if is_kept and is_whole and len(data) <= SMALL_ANSWER:
+        if is_kept and is_whole and isinstance(data, bytes):
             reader.learn(data, read)
         done(read, None)
 

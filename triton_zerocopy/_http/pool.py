@@ -18,6 +18,8 @@ TRIM_EVERY: Final = 30.0
 """Seconds after which connections that were not needed are closed. Proxies close them, too,
 and a call that meets that ends without an answer."""
 
+_BUFFER_BYTES: Final = 1 << 18
+
 
 @dataclass(frozen=True, slots=True)
 class Address:
@@ -41,6 +43,7 @@ class Connections:
         self._loop = asyncio.get_running_loop()
         self._address = address
         self._ssl = ssl
+        self._buffer = memoryview(bytearray(_BUFFER_BYTES))
         self._idle: list[Connection] = []
         self._fewest_idle = 0
         self._open: set[Connection] = set()
@@ -113,7 +116,7 @@ class Connections:
         return connection
 
     def _make(self) -> Connection:
-        return Connection(self._idle, self._open, self._one_less)
+        return Connection(self._buffer, self._idle, self._open, self._one_less)
 
     def _connected(
         self, message: bytes, done: Done, reader: Reader, task: asyncio.Task[Connection]

@@ -282,6 +282,18 @@ def test_any_body_is_a_reply_or_an_error(body, length):
             pass
 
 
+def test_sizes_that_only_add_up():
+    """More than there is, and less than nothing."""
+    document = json.loads(BINARY_JSON)
+    for size in (8, -4):
+        entry = {**document["outputs"][0], "parameters": {"binary_data_size": size}}
+        document["outputs"].append(entry)
+    del document["outputs"][0]
+    head = json.dumps(document).encode()
+    with pytest.raises(ServerError, match="unreadable answer"):
+        read(head + b"abcd", inference_header_content_length=b"%d" % len(head))
+
+
 def error(text):
     return json.dumps({"error": text}).encode()
 
@@ -336,7 +348,13 @@ def test_errors_of_triton(status, text, code, ending):
 )
 @pytest.mark.parametrize(
     "body",
-    [b"<html>secret header: Bearer 123</html>", b"", b'{"error":{"secret":1}}', b"[", b'["error"]'],
+    [
+        b"<html>secret header: Bearer 123</html>",
+        b"",
+        b'{"error":{"secret":1}}',
+        b"[" * 100_000,
+        b'["error"]',
+    ],
 )
 def test_errors_of_something_on_the_way(status, code, ending, body):
     with pytest.raises(ServerError) as raised:

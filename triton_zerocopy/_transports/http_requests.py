@@ -46,7 +46,7 @@ class Requests:
     """
 
     def __init__(self, host: str, headers: Mapping[str, str]) -> None:
-        named = headers if "host" in headers else {"host": host, **headers}
+        named = {"host": host, **headers}
         self._headers = "".join(f"{name}: {value}\r\n" for name, value in named.items())
 
     def get(self, path: str) -> bytes:

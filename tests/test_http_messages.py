@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import triton_zerocopy as tz
 from triton_zerocopy._endings import Ending, ending_of, public_error
-from triton_zerocopy._http.connection import Response
+from triton_zerocopy._http.exchange import Response
 from triton_zerocopy._http.problems import ConnectionBroke, NotConnected
 from triton_zerocopy._transports.base import (
     DEFAULT_OPTIONS,

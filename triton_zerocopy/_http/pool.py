@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from .connection import Connection, Done, Reader, Response
+from .connection import Connection
+from .exchange import Done, Reader, Response
 from .problems import ConnectionBroke, NotConnected
 
 CONNECT_TIMEOUT: Final = 5.0

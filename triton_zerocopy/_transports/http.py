@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from .._errors import InputError
-from .._http.connection import Response
+from .._http.exchange import Response
 from .._http.pool import Address, Connections
 from .._http.tls import client_context
 from .._specs import ModelSpec

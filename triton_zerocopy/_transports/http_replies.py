@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
-from .._http.connection import Response
+from .._http.exchange import Response
 from .._http.problems import HttpProblem, NotConnected
 from .._specs import ModelSpec, TensorSpec
 from .base import InferReply, OutputReply, Parameter, ServerError, without_region_names

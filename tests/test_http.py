@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import trustme
 from http_servers import scripted, tls_proxy
+from loops import BOTH
 from models import MODELS, NUMERIC
 from support import forget_all, until, url_of
 
@@ -20,6 +21,8 @@ from triton_zerocopy.testing import TritonServer
 pytestmark = pytest.mark.anyio
 
 X = np.arange(4, dtype=np.float32)
+# Starting a server takes seconds.
+ONE_LOOP = pytest.mark.parametrize("anyio_backend", BOTH[1:])
 
 
 @pytest.fixture
@@ -153,6 +156,7 @@ async def test_a_name_that_is_taken(server, url):
         assert await transport.has_system(region.name, timeout=5)
 
 
+@ONE_LOOP
 async def test_a_unix_socket(tmp_path):
     path = tmp_path / "http"
     options = ["--http-address", f"unix:{path}"]
@@ -232,6 +236,7 @@ async def test_a_server_that_wants_a_certificate(server):
                 await client.model("fixed")
 
 
+@ONE_LOOP
 async def test_restricted_shared_memory_needs_admin_headers():
     options = ["--http-restricted-api=shared-memory:access-token=open-sesame"]
     async with TritonServer(models={"fixed": MODELS["fixed"]}, args=options) as own:

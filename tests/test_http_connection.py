@@ -191,6 +191,12 @@ async def test_an_answer_byte_by_byte_after_others():
             check_is_the_answer(*await future)
 
 
+async def test_what_follows_a_body_is_no_header():
+    answer = CHUNKED.replace(b"Trailer: x", b"Inference-Header-Content-Length: 1")
+    async with scripted(answer) as server, transport_to(server.port) as transport:
+        check_is_the_answer(*await ask(transport))
+
+
 async def test_answers_that_are_the_same_are_parsed_once(monkeypatch):
     async with scripted(ANSWER) as server, transport_to(server.port) as transport:
         first, _ = await ask(transport)

@@ -204,8 +204,6 @@ class Connection(asyncio.BufferedProtocol):
             self._headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
-        if self._is_complete:
-            return
         self._has_head = True
         length = self._headers.get(b"content-length")
         self._is_delimited = length is not None or b"transfer-encoding" in self._headers
@@ -229,7 +227,7 @@ class Connection(asyncio.BufferedProtocol):
         if status >= 200:
             self._is_complete = True
             self._is_kept = self._parser.should_keep_alive()
-        elif status != 101:
+        else:
             # "100 Continue" and the like: the answer is still to come.
             self._headers = {}
             self._has_head = False

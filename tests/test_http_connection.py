@@ -394,6 +394,7 @@ async def test_a_connection_that_says_it_closes_is_not_used_again():
         for number in range(1, 4):
             check_is_the_answer(*await ask(transport))
             assert server.connections == number
+            await until(lambda: not transport._connections._open)
 
 
 async def test_a_call_on_a_connection_that_is_just_being_closed():
@@ -504,6 +505,30 @@ async def test_a_connection_that_is_not_made_in_time(monkeypatch):
             assert not transport._connections._open
 
 
+async def test_a_connection_that_is_closed_as_soon_as_it_is_made():
+    async with silent() as transport:
+        pool = transport._connections
+        making = asyncio.create_task(pool._connect())
+        (await making).close()
+        await until(lambda: len(pool._open) == 1)
+        ends = []
+        pool._connected(b"x", lambda *end: ends.append(end), transport._reader, making)
+        ((_, error),) = ends
+        assert ending_of(error) is Ending.NOT_RUN, "nothing was sent"
+
+
+async def test_closing_does_not_wait_for_connections_that_are_being_made():
+    async with serving(lambda reader, writer: reader.read()) as port:
+        async with transport_to(port) as transport:
+            transport._connections._ssl = pool_module.tls.create_default_context()
+            future = begin(transport)
+            await asyncio.sleep(0)
+            async with asyncio.timeout(pool_module.CONNECT_TIMEOUT / 2):
+                await transport.aclose()
+            _, error = await future
+            assert isinstance(error, asyncio.CancelledError)
+
+
 async def test_a_unix_socket_that_is_not_there(tmp_path):
     transport = HttpTransport(
         parse_url(f"http+unix:{tmp_path / 'none'}"), ssl=None, headers={}, admin_headers={}
@@ -607,7 +632,10 @@ async def test_closing_gives_up_what_is_under_way():
         await until(lambda: len(transport._connections._open) == 3)
         late = begin(transport)
         await asyncio.sleep(0)
+        trimming = transport._connections._trimming
         await transport.aclose()
+        assert not transport._connections._open
+        assert trimming.cancelled()
         after = begin(transport)
         for future in (sent, connecting, late, after):
             reply, error = await future

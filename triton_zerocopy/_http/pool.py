@@ -62,7 +62,6 @@ class Connections:
                     self._fewest_idle = len(idle)
                 connection.send(message, done, reader)
                 return
-        self._fewest_idle = 0
         if self._closed is not None:
             self._loop.call_soon(done, None, asyncio.CancelledError())
             return

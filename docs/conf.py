@@ -44,7 +44,7 @@ nitpick_ignore_regex = [
     ("py:(class|exc)", r"(OSError|RuntimeError|TimeoutError|ValueError|KeyError)"),
     # tritonclient has no documentation to link to.
     ("py:.*", r"tritonclient\..*"),
-    ("py:class", "InferenceServerClient"),
+    ("py:class", "(Http)?InferenceServerClient"),
     ("py:class", "InferenceServerException"),
 ]
 

@@ -63,15 +63,20 @@ def drop_owners(url):
         (SHM / name).unlink()
 
 
+def url_of(server, transport):
+    """Return the url of one of a server's endpoints."""
+    return server.grpc_url if transport == "grpc" else f"http://{server.http_url}"
+
+
 async def until(condition):
     """Let the loop run until a condition holds."""
     while not condition():
         await asyncio.sleep(0.001)
 
 
-async def forget_all(server):
+async def forget_all(server, transport="grpc"):
     """Reclaim what a client had to leave behind, once the server lets go of it."""
-    async with tz.Client(server.grpc_url) as client:
+    async with tz.Client(url_of(server, transport)) as client:
         reclaimed = await client.reap(timeout=30)
         assert reclaimed.in_use == 0
         assert reclaimed.owners > 0, "nothing was left behind"

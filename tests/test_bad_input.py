@@ -187,7 +187,11 @@ async def test_models(server):
         "localhost",
         "localhost:99999",
         "localhost:x",
-        "http://localhost:8000",
+        "http://localhost",
+        "https://",
+        "http://localhost:8000/v2",
+        "http+unix:",
+        "http://h\u00f6st:1",
         "ftp://a:1",
         "a b:1",
         "grpc://localhost:8001/path",
@@ -219,6 +223,7 @@ def test_a_url_with_a_password_does_not_repeat_it():
         {"headers": {"x": "a\nb"}},
         {"headers": {"x": 1}},
         {"url": "grpcs://localhost:1", "ssl": False},
+        {"url": "https://localhost:1", "ssl": False},
     ],
 )
 def test_client_arguments(options):

@@ -18,6 +18,12 @@ from triton_zerocopy._transports.base import ServerError
         ("NOT_FOUND", "Request for unknown model", Ending.ANSWERED, tz.InferenceError),
         ("UNIMPLEMENTED", "decoupled", Ending.ANSWERED, tz.InferenceError),
         ("INTERNAL", "the model failed", Ending.ANSWERED, tz.InferenceError),
+        (  # of a model that asks another server
+            "INTERNAL",
+            "failed to connect to all addresses",
+            Ending.ANSWERED,
+            tz.InferenceError,
+        ),
         ("INTERNAL", "Received RST_STREAM with error code 2", Ending.AMBIGUOUS, tz.InferenceError),
         (
             "NOT_FOUND",
@@ -25,6 +31,8 @@ from triton_zerocopy._transports.base import ServerError
             Ending.REGION_LOST,
             tz.InferenceError,
         ),
+        ("UNAVAILABLE", "no connection was made: x", Ending.NOT_RUN, tz.ServerUnavailable),
+        ("UNAVAILABLE", "This API is restricted", Ending.NOT_RUN, tz.ServerUnavailable),
         ("UNAVAILABLE", "Socket closed", Ending.AMBIGUOUS, tz.ServerUnavailable),
         ("UNAVAILABLE", "Stream removed (...)", Ending.AMBIGUOUS, tz.ServerUnavailable),
         (

@@ -23,13 +23,14 @@ from ._results import InferResult
 from ._retry import RetryPolicy
 from ._runtime import Runtime, RuntimeState
 from ._server_versions import quirks_of
-from ._settings import check_memory, make_settings
+from ._settings import Settings, check_memory, make_settings
 from ._slots import SlotRange
 from ._transports.base import Parameter, ServerError
 from ._urls import SslOptions
 
 if TYPE_CHECKING:
     from tritonclient.grpc.aio import InferenceServerClient
+    from tritonclient.http.aio import InferenceServerClient as HttpInferenceServerClient
 
 logger = logging.getLogger("triton_zerocopy")
 
@@ -66,7 +67,8 @@ class Client:
 
     Args:
         url: ``"host:port"`` of the server's gRPC endpoint, or ``grpc://``, ``grpcs://``
-            (TLS), ``unix:/path``.
+            (TLS), ``unix:/path``; ``http://``, ``https://``, ``http+unix:/path`` for its HTTP
+            endpoint, over which a call takes much less time.
         memory: where tensors are: ``"system"`` (POSIX shared memory), ``"wire"`` (inside
             the messages), ``"cuda:N"`` (the memory of GPU N of this process), or ``"auto"``:
             system if the server can see this host's shared memory, else wire, said once in
@@ -74,7 +76,7 @@ class Client:
         headers: sent with every call.
         admin_headers: sent with calls about shared memory besides ``headers``, for servers
             that restrict them.
-        ssl: True or `SslOptions` for TLS; implied by ``grpcs://``.
+        ssl: True or `SslOptions` for TLS; implied by ``grpcs://`` and ``https://``.
         timeout: seconds for one call where nothing else is said; None for ever.
         max_shm_bytes: most bytes of shared memory, that of GPUs included; beyond it
             CapacityError.
@@ -128,7 +130,7 @@ class Client:
         self._memory = MemoryChoice(self._runtime)
         self._models: set[Model] = set()
         self._regions: set[Region] = set()
-        self._triton: InferenceServerClient | None = None
+        self._triton: InferenceServerClient | HttpInferenceServerClient | None = None
         self._closing: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
@@ -163,25 +165,25 @@ class Client:
         except TimeoutError as error:
             raise ServerUnavailable(
                 f"no server at {self._runtime.settings.url} was ready within {limit} seconds; "
-                "check that it runs and that the url is its gRPC port"
+                "check that it runs and that the url is its gRPC port, or http:// and its HTTP port"
             ) from error
 
     @property
-    def triton(self) -> InferenceServerClient:
+    def triton(self) -> InferenceServerClient | HttpInferenceServerClient:
         """The tritonclient aio client of the same server, for all that is not wrapped here.
 
-        It is made at the first use, without the headers, and closed with this client. Its
+        It is that of ``tritonclient.grpc.aio``, or of ``tritonclient.http.aio`` for an http
+        url. It is made at the first use, without the headers, and closed with this client. Its
         own calls do not know about slots: do not infer from memory of this client with it.
+
+        Raises:
+            InputError: the url is ``http+unix:``, which tritonclient does not speak.
         """
         self._runtime.check_usable()
         if self._triton is None:
-            from tritonclient.grpc.aio import InferenceServerClient
-
-            from ._transports.grpc import channel_credentials
-
             settings = self._runtime.settings
-            credentials = None if settings.ssl is None else channel_credentials(settings.ssl)
-            self._triton = InferenceServerClient(settings.target.address, creds=credentials)
+            make = _http_client if settings.target.is_http else _grpc_client
+            self._triton = make(settings)
         return self._triton
 
     # Models
@@ -240,7 +242,7 @@ class Client:
             if spec.is_decoupled:
                 raise InputError(
                     f"model {name!r} is decoupled (it may answer many times); that needs "
-                    "streaming, which is not built in yet. Use client.triton.stream_infer"
+                    "streaming, which is not built in yet. Use client.triton.stream_infer over gRPC"
                 )
             device = await self._memory.device(wanted)
             model = Model(
@@ -499,3 +501,25 @@ class Client:
         return (
             self._runtime.settings.timeout if isinstance(timeout, UseDefault) else seconds(timeout)
         )
+
+
+def _grpc_client(settings: Settings) -> InferenceServerClient:
+    from tritonclient.grpc.aio import InferenceServerClient
+
+    from ._transports.grpc import channel_credentials
+
+    credentials = None if settings.ssl is None else channel_credentials(settings.ssl)
+    return InferenceServerClient(settings.target.address, creds=credentials)
+
+
+def _http_client(settings: Settings) -> HttpInferenceServerClient:
+    from tritonclient.http.aio import InferenceServerClient
+
+    from ._transports.http import ssl_context
+
+    target, ssl = settings.target, settings.ssl
+    if target.path:
+        raise InputError("tritonclient speaks no HTTP over Unix sockets; use a host and a port")
+    if ssl is None:
+        return InferenceServerClient(target.address)
+    return InferenceServerClient(target.address, ssl=True, ssl_context=ssl_context(ssl))

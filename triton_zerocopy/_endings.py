@@ -36,9 +36,10 @@ _DOUBTFUL: Final = {
 _UNREACHED: Final = (
     # Triton from 2.58 on, when it stops.
     "GRPC server is shutting down",
-    # gRPC had no connection to send it on.
+    # There was no connection to send it on, with gRPC and with HTTP.
     "failed to connect to all addresses",
     "DNS resolution failed",
+    "no connection was made",
 )
 _NOT_RUN: Final = (
     # Triton's scheduler took it out of its queue (core, scheduler_utils.cc).
@@ -46,6 +47,7 @@ _NOT_RUN: Final = (
     "Exceeds maximum queue size",
     # Triton's restricted protocols, refused before parsing.
     "This protocol is restricted",
+    "This API is restricted",
     *_UNREACHED,
 )
 _LINK_BROKE: Final = ("RST_STREAM", "GOAWAY", "Stream removed", "Socket closed")
@@ -60,7 +62,8 @@ def ending_of(error: BaseException) -> Ending:
     """Tell what an error of a call says about its memory."""
     if not isinstance(error, ServerError):
         return Ending.AMBIGUOUS
-    if any(text in error.message for text in _NOT_RUN):
+    # A model's own error may have any text, but not this code.
+    if error.code == "UNAVAILABLE" and any(text in error.message for text in _NOT_RUN):
         return Ending.NOT_RUN
     if error.code in _DOUBTFUL or any(text in error.message for text in _LINK_BROKE):
         return Ending.AMBIGUOUS
@@ -71,7 +74,7 @@ def ending_of(error: BaseException) -> Ending:
 
 def is_unreached(error: ServerError) -> bool:
     """Tell whether there was no server to send to: it may be there later."""
-    return any(text in error.message for text in _UNREACHED)
+    return error.code == "UNAVAILABLE" and any(text in error.message for text in _UNREACHED)
 
 
 def outgrown_output(error: ServerError) -> tuple[str, int] | None:
@@ -91,7 +94,8 @@ def public_error(
         hint = (
             "; pass the header that the server wants"
             if "restricted" in error.message
-            else "; check that the server runs and that the url is its gRPC port"
+            else "; check that the server runs and that the url is its gRPC port, or http:// "
+            "and its HTTP port"
         )
         return ServerUnavailable(f"{error.message}{hint}")
     return InferenceError(

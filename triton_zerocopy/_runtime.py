@@ -24,6 +24,7 @@ from ._settings import Settings
 from ._specs import ModelSpec
 from ._transports.base import ServerError, ServerInfo, Transport
 from ._transports.grpc import GrpcTransport
+from ._transports.http import HttpTransport
 
 logger = logging.getLogger("triton_zerocopy")
 
@@ -107,10 +108,11 @@ class Runtime:
 
     @property
     def transport(self) -> Transport:
-        """The way to the server; the channel is made at the first use."""
+        """The way to the server; it is made at the first use."""
         if self._transport is None:
             settings = self.settings
-            self._transport = GrpcTransport(
+            kind = HttpTransport if settings.target.is_http else GrpcTransport
+            self._transport = kind(
                 settings.target,
                 ssl=settings.ssl,
                 headers=settings.headers,

@@ -14,6 +14,24 @@ from ._retry import RetryPolicy
 from ._urls import SslOptions, Target, parse_url
 
 MEMORIES: Final = ("auto", "system", "wire")
+_HEADER_NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_FRAMING: Final = frozenset(
+    (
+        "accept-encoding",
+        "connection",
+        "content-length",
+        "content-encoding",
+        "content-type",
+        "expect",
+        "inference-header-content-length",
+        "keep-alive",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    )
+)
+"""Headers that say how a message is to be read, which is this library's to say."""
 _CUDA: Final = re.compile(r"cuda:(0|[1-9]\d{0,3})")
 
 
@@ -91,7 +109,7 @@ def make_settings(
     if retry is not None and not isinstance(retry, RetryPolicy):
         raise InputError(f"retry is a RetryPolicy or None, got {type(retry).__name__}")
     if ssl is False and target.is_secure:
-        raise InputError("grpcs:// is TLS, ssl=False is not")
+        raise InputError("grpcs:// and https:// are TLS, ssl=False is not")
     options = ssl if isinstance(ssl, SslOptions) else None
     if options is None and (ssl or target.is_secure):
         options = SslOptions()
@@ -149,8 +167,10 @@ def _check_headers(headers: Mapping[str, str] | None) -> Mapping[str, str]:
     """Check names and values, without ever repeating a value in a message."""
     checked = {}
     for name, value in (headers or {}).items():
-        if not isinstance(name, str) or not name or not name.isascii() or not name.isprintable():
-            raise InputError(f"a header's name is printable ASCII, got {name!r}")
+        if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
+            raise InputError(f"a header's name is a word of ASCII characters, got {name!r}")
+        if name.lower() in _FRAMING:
+            raise InputError(f"the header {name!r} is the library's own to set")
         if not isinstance(value, str) or not value.isascii() or not value.isprintable():
             raise InputError(f"the value of header {name!r} is not printable ASCII")
         checked[name.lower()] = value

@@ -6,6 +6,7 @@ import ipaddress
 import os
 import socket
 from dataclasses import dataclass
+from typing import Final
 from urllib.parse import urlsplit
 
 from ._errors import InputError
@@ -42,20 +43,31 @@ class Target:
     """A parsed url.
 
     Attributes:
-        address: what gRPC connects to, ``"host:port"`` or ``"unix:/path"``.
+        address: ``"host:port"`` or ``"unix:/path"``, as gRPC takes it.
         is_secure: True for TLS.
         host: name or address of the host; empty for a Unix socket.
         port: TCP port; 0 for a Unix socket.
+        is_http: True for Triton's HTTP endpoint, False for its gRPC endpoint.
     """
 
     address: str
     is_secure: bool
     host: str = ""
     port: int = 0
+    is_http: bool = False
+
+    @property
+    def path(self) -> str:
+        """Path of a Unix socket, else empty."""
+        return "" if self.host else self.address.removeprefix("unix:")
+
+
+_SCHEMES: Final = ("grpc", "grpcs", "http", "https")
+_UNIX: Final = {"unix:": False, "http+unix:": True}
 
 
 def parse_url(url: str) -> Target:
-    """Parse ``host:port``, ``grpc://``, ``grpcs://`` or ``unix:``.
+    """Parse ``host:port``, ``grpc(s)://``, ``http(s)://``, ``unix:`` or ``http+unix:``.
 
     Raises:
         InputError: it is none of these, or has no valid port.
@@ -64,29 +76,31 @@ def parse_url(url: str) -> Target:
         raise InputError(
             f"a url looks like 'localhost:8001' or 'unix:/run/triton.sock', got {url!r}"
         )
-    if url.startswith("unix:"):
-        path = url.removeprefix("unix:").removeprefix("//")
-        if not path:
-            raise InputError(f"a unix: url needs the path of a socket, got {url!r}")
-        return Target(f"unix:{path}", is_secure=False)
-    if url.startswith(("http:", "https:", "http+unix:")):
-        raise InputError(
-            f"{url!r}: this version talks gRPC only; use Triton's gRPC port, for example "
-            "'grpc://localhost:8001'"
-        )
+    for prefix, is_http in _UNIX.items():
+        if url.startswith(prefix):
+            path = url.removeprefix(prefix).removeprefix("//")
+            if not path:
+                raise InputError(f"a {prefix} url needs the path of a socket, got {url!r}")
+            return Target(f"unix:{path}", is_secure=False, is_http=is_http)
     parts = urlsplit(url if "://" in url else f"grpc://{url}")
     try:
         host, port = parts.hostname, parts.port
     except ValueError as error:
         raise InputError(f"{url!r} has no valid port: {error}") from None
-    if parts.scheme not in ("grpc", "grpcs"):
-        raise InputError(f"{url!r}: the scheme is grpc, grpcs or unix, not {parts.scheme!r}")
+    if parts.scheme not in _SCHEMES:
+        raise InputError(
+            f"{url!r}: the scheme is one of {', '.join(_SCHEMES)}, unix, http+unix, not "
+            f"{parts.scheme!r}"
+        )
     if parts.username is not None or parts.password is not None:
         raise InputError("a url carries no user or password; pass headers instead")
     if not host or not port or parts.path not in ("", "/") or parts.query:
         raise InputError(f"a url is a host and a port, as in 'localhost:8001', got {url!r}")
+    if not host.isascii():
+        raise InputError(f"a host is ASCII, as in 'xn--...' for other characters, got {host!r}")
     literal = f"[{host}]" if ":" in host else host
-    return Target(f"{literal}:{port}", parts.scheme == "grpcs", host, port)
+    is_http, is_secure = parts.scheme.startswith("http"), parts.scheme.endswith("s")
+    return Target(f"{literal}:{port}", is_secure, host, port, is_http)
 
 
 def server_key(target: Target) -> str:
@@ -95,7 +109,7 @@ def server_key(target: Target) -> str:
     Loopback addresses mean another host in each network namespace, so that is a part of it.
     """
     if not target.host:
-        return f"unix:{os.path.abspath(target.address.removeprefix('unix:'))}"
+        return f"unix:{os.path.abspath(target.path)}"
     if not _is_loopback(target.host):
         return f"{target.host}:{target.port}"
     try:

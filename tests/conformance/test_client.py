@@ -7,7 +7,7 @@ import asyncio
 import numpy as np
 import pytest
 from models import MODELS, NUMERIC
-from support import needs_strings, until
+from support import needs_strings, until, url_of
 
 import triton_zerocopy as tz
 
@@ -16,14 +16,19 @@ pytestmark = pytest.mark.anyio
 X = np.arange(4, dtype=np.float32)
 
 
+@pytest.fixture(params=["grpc", "http"])
+def transport(request):
+    return request.param
+
+
 @pytest.fixture(params=["system", "wire"])
 def memory(request):
     return request.param
 
 
-async def test_infer(server, memory):
+async def test_infer(server, memory, transport):
     x = np.arange(100_000, dtype=np.float32)
-    async with tz.Client(server.grpc_url, memory=memory) as client:
+    async with tz.Client(url_of(server, transport), memory=memory) as client:
         async with client.model("add_one") as model:
             for _ in range(3):
                 result = await model.infer({"INPUT0": x}, request_id="me")
@@ -33,8 +38,8 @@ async def test_infer(server, memory):
             )  # fmt: skip
 
 
-async def test_lease(server, memory):
-    async with tz.Client(server.grpc_url, memory=memory) as client:
+async def test_lease(server, memory, transport):
+    async with tz.Client(url_of(server, transport), memory=memory) as client:
         async with client.model("fixed") as model, model.lease() as lease:
             for number in range(3):
                 lease.inputs["INPUT0"][:] = number
@@ -42,9 +47,9 @@ async def test_lease(server, memory):
                 np.testing.assert_array_equal(result["OUTPUT0"], np.full(4, number + 1))
 
 
-async def test_batches(server, memory):
+async def test_batches(server, memory, transport):
     x = np.arange(30, dtype=np.float32).reshape(10, 3)
-    async with tz.Client(server.grpc_url, memory=memory) as client:
+    async with tz.Client(url_of(server, transport), memory=memory) as client:
         async with client.model("rows", slots=2) as model:
             result = await model.infer({"INPUT0": x})
             np.testing.assert_array_equal(result["OUTPUT0"], x + 1)
@@ -52,17 +57,17 @@ async def test_batches(server, memory):
 
 
 @needs_strings
-async def test_strings(server, memory):
-    async with tz.Client(server.grpc_url, memory=memory) as client:
+async def test_strings(server, memory, transport):
+    async with tz.Client(url_of(server, transport), memory=memory) as client:
         async with client.model("shout") as model:
             for _ in range(2):
                 result = await model.infer({"TEXT": [["ab"], ["cé"]]})
                 assert result["LOUD"].tolist() == [[b"ABAB"], ["Cé".encode() * 2]]
 
 
-async def test_every_datatype(server, memory):
+async def test_every_datatype(server, memory, transport):
     rng = np.random.default_rng(3)
-    async with tz.Client(server.grpc_url, memory=memory) as client:
+    async with tz.Client(url_of(server, transport), memory=memory) as client:
         async with client.model("echo") as model:
             inputs = {
                 name: rng.integers(0, 2, (3, 2)).astype(model.inputs[name].dtype)
@@ -74,15 +79,18 @@ async def test_every_datatype(server, memory):
                     assert result[f"OUT_{name}"].tobytes() == inputs[name].tobytes(), name
 
 
-async def test_many_at_once(server):
-    async with tz.Client(server.grpc_url) as client, client.model("fixed", slots=3) as model:
+async def test_many_at_once(server, transport):
+    async with (
+        tz.Client(url_of(server, transport)) as client,
+        client.model("fixed", slots=3) as model,
+    ):
         results = await asyncio.gather(*[model.infer({"INPUT0": X * n}) for n in range(50)])
         for n, result in enumerate(results):
             np.testing.assert_array_equal(result["OUTPUT0"], X * n + 1)
 
 
-async def test_an_output_that_outgrows_its_slot(server):
-    async with tz.Client(server.grpc_url) as client:
+async def test_an_output_that_outgrows_its_slot(server, transport):
+    async with tz.Client(url_of(server, transport)) as client:
         async with client.model("count", output_bytes={"OUTPUT0": 64}) as model:
             with pytest.raises(tz.CapacityError) as raised:
                 await model.infer({"N": np.array([5000], np.int32)})
@@ -91,8 +99,8 @@ async def test_an_output_that_outgrows_its_slot(server):
             assert result["OUTPUT0"].shape == (5000,)
 
 
-async def test_region(server):
-    async with tz.Client(server.grpc_url) as client, client.region(8192) as region:
+async def test_region(server, transport):
+    async with tz.Client(url_of(server, transport)) as client, client.region(8192) as region:
         region.array((4,), "float32")[:] = X
         out = region.tensor((4,), "FP32", offset=4096)
         await client.infer(
@@ -101,8 +109,11 @@ async def test_region(server):
         np.testing.assert_array_equal(region.array((4,), "float32", offset=4096), X + 1)
 
 
-async def test_a_timeout_releases_the_caller_and_not_the_slot(server):
-    async with tz.Client(server.grpc_url) as client, client.model("slow", slots=1) as model:
+async def test_a_timeout_releases_the_caller_and_not_the_slot(server, transport):
+    async with (
+        tz.Client(url_of(server, transport)) as client,
+        client.model("slow", slots=1) as model,
+    ):
         x = np.zeros(16, np.float32)
         await model.infer({"INPUT0": x})
         with pytest.raises(tz.InferTimeout):
@@ -113,8 +124,8 @@ async def test_a_timeout_releases_the_caller_and_not_the_slot(server):
         await until(lambda: model.statistics().available == 1)
 
 
-async def test_errors_of_the_server(server):
-    async with tz.Client(server.grpc_url) as client:
+async def test_errors_of_the_server(server, transport):
+    async with tz.Client(url_of(server, transport)) as client:
         with pytest.raises(tz.InferenceError, match="'nope' is not found"):
             await client.model("nope")
         with pytest.raises(tz.InputError, match="decoupled"):
@@ -124,20 +135,27 @@ async def test_errors_of_the_server(server):
                 await model.infer({"INPUT0": X})
 
 
-async def test_metadata_through_tritonclient(server):
-    async with tz.Client(server.grpc_url) as client:
-        assert (await client.triton.get_server_metadata()).version == server.version
-        config = await client.triton.get_model_config("rows", as_json=True)
-        assert config["config"]["max_batch_size"] == 4
+async def test_metadata_through_tritonclient(server, transport):
+    async with tz.Client(url_of(server, transport)) as client:
+        assert client.triton is client.triton
+        found = await client.triton.get_server_metadata()
+        config = await client.triton.get_model_config("rows")
+        if transport == "grpc":
+            assert (found.version, config.config.max_batch_size) == (server.version, 4)
+        else:
+            assert (found["version"], config["max_batch_size"]) == (server.version, 4)
         model = await client.model("optional")
         assert [model.inputs[name].optional for name in "AB"] == [False, True]
         await model.aclose()
 
 
-async def test_a_server_that_restarts_is_used_again(make_server):
+async def test_a_server_that_restarts_is_used_again(make_server, transport):
     """Its regions are registered anew; the call that met it dead may fail."""
     async with make_server({"fixed": MODELS["fixed"]}) as server:
-        async with tz.Client(server.grpc_url) as client, client.model("fixed", slots=2) as model:
+        async with (
+            tz.Client(url_of(server, transport)) as client,
+            client.model("fixed", slots=2) as model,
+        ):
             await model.infer({"INPUT0": X})
             await server.akill()
             with pytest.raises(tz.ServerUnavailable):

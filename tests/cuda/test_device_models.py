@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from models import has_strings
-from support import until
+from support import until, url_of
 
 import triton_zerocopy as tz
 
@@ -35,6 +35,19 @@ async def test_numpy_in_and_device_arrays_out(client, gpu):
         assert np.array_equal(await result.numpy("OUTPUT0"), X + 1)
         assert np.array_equal(gpu.host(gpu.take(y)), X + 1)
         assert np.array_equal(gpu.host(gpu.take_interface(y)), X + 1)
+
+
+async def test_over_http(gpu_server, gpu):
+    """The handle of the memory travels as text."""
+    async with tz.Client(url_of(gpu_server, "http"), memory="cuda:0") as client:
+        async with client.model("fixed") as model:
+            for _ in range(2):
+                result = await model.infer({"INPUT0": gpu.tensor(X)})
+                assert np.array_equal(await result.numpy("OUTPUT0"), X + 1)
+        async with client.region(4096, memory="cuda:0") as region:
+            transport = client._runtime.transport
+            assert await transport.has_cuda(region.name, timeout=5)
+            assert region.name in await transport.list_cuda(timeout=5)
 
 
 async def test_device_tensors_in(client, gpu):

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from .._datatypes import Shape
 from .._specs import ModelSpec
 
 Parameter = str | bool | int | float
+
+HANDLE_BYTES: Final = 64
+"""Bytes of a CUDA IPC handle."""
+
+_REGION_NAME: Final = re.compile(r"tzc-[0-9a-f]{16}-[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +81,7 @@ class OutputReply(NamedTuple):
     name: str
     datatype: str
     shape: Shape
-    data: bytes
+    data: bytes | memoryview
 
 
 class InferReply(NamedTuple):
@@ -118,6 +124,18 @@ class ServerInfo:
             return tuple(int(part) for part in parts[:2])
         except ValueError:
             return (9999,)
+
+
+def without_region_names(text: str) -> str:
+    """Hide names of regions: whoever knows one may use it, so none reaches an error or a log."""
+    return _REGION_NAME.sub("(a region)", text)
+
+
+def some(name: str) -> str:
+    """Return a region's name, which is not empty."""
+    if not name:
+        raise ValueError("an empty name would unregister every client's regions")
+    return name
 
 
 Done = Callable[[InferReply | None, BaseException | None], None]

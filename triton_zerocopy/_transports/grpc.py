@@ -8,7 +8,6 @@ shield around it, and nobody's cancel can reach it.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
@@ -19,7 +18,17 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from .._specs import ModelSpec
 from .._urls import SslOptions, Target
 from . import messages
-from .base import CallOptions, Done, InferReply, InferRequest, ServerError, ServerInfo
+from .base import (
+    HANDLE_BYTES,
+    CallOptions,
+    Done,
+    InferReply,
+    InferRequest,
+    ServerError,
+    ServerInfo,
+    some,
+    without_region_names,
+)
 
 _CHANNEL_OPTIONS: Final = (
     ("grpc.max_send_message_length", messages.MAX_MESSAGE),
@@ -34,8 +43,6 @@ _CHANNEL_OPTIONS: Final = (
     ("grpc.use_local_subchannel_pool", 1),
 )
 _INFER_METHOD: Final = "/inference.GRPCInferenceService/ModelInfer"
-_REGION_NAME: Final = re.compile(r"tzc-[0-9a-f]{16}-[0-9a-f]{32}")
-_HANDLE_BYTES: Final = 64
 _SMALL_ANSWER: Final = 1024  # bytes
 _REMEMBERED: Final = 256
 
@@ -134,7 +141,7 @@ class GrpcTransport:
         await self._administer(self._stub.SystemSharedMemoryRegister, request, timeout)
 
     async def unregister_system(self, name: str, *, timeout: float | None) -> None:
-        request = _pb.SystemSharedMemoryUnregisterRequest(name=_some(name))
+        request = _pb.SystemSharedMemoryUnregisterRequest(name=some(name))
         await self._administer(self._stub.SystemSharedMemoryUnregister, request, timeout)
 
     async def has_system(self, name: str, *, timeout: float | None) -> bool:
@@ -150,15 +157,15 @@ class GrpcTransport:
         self, name: str, raw_handle: bytes, device_id: int, byte_size: int, *, timeout: float | None
     ) -> None:
         # The server takes a handle of any length and reads 64 bytes of it.
-        if len(raw_handle) != _HANDLE_BYTES:
-            raise ValueError(f"a CUDA IPC handle has 64 bytes, not {len(raw_handle)}")
+        if len(raw_handle) != HANDLE_BYTES:
+            raise ValueError(f"a CUDA IPC handle has {HANDLE_BYTES} bytes, not {len(raw_handle)}")
         request = _pb.CudaSharedMemoryRegisterRequest(
             name=name, raw_handle=raw_handle, device_id=device_id, byte_size=byte_size
         )
         await self._administer(self._stub.CudaSharedMemoryRegister, request, timeout)
 
     async def unregister_cuda(self, name: str, *, timeout: float | None) -> None:
-        request = _pb.CudaSharedMemoryUnregisterRequest(name=_some(name))
+        request = _pb.CudaSharedMemoryUnregisterRequest(name=some(name))
         await self._administer(self._stub.CudaSharedMemoryUnregister, request, timeout)
 
     async def has_cuda(self, name: str, *, timeout: float | None) -> bool:
@@ -231,12 +238,6 @@ class _Flight:
             future.add_done_callback(self._step)
 
 
-def _some(name: str) -> str:
-    if not name:
-        raise ValueError("an empty name would unregister every client's regions")
-    return name
-
-
 def channel_credentials(ssl: SslOptions) -> grpc.ChannelCredentials:
     """Read the certificates of ``ssl``. Blocking, small files."""
     return grpc.ssl_channel_credentials(
@@ -247,9 +248,7 @@ def channel_credentials(ssl: SslOptions) -> grpc.ChannelCredentials:
 
 
 def _server_error(error: Any) -> ServerError:
-    # Whoever knows a region's name may use it, so none reaches an exception or a log.
-    message = _REGION_NAME.sub("(a region)", error.details() or "")
-    return ServerError(error.code().name, message)
+    return ServerError(error.code().name, without_region_names(error.details() or ""))
 
 
 async def _translated(call: Awaitable[Result]) -> Result:

@@ -126,8 +126,8 @@ async def test_a_call_whose_http_connection_is_cut_is_fenced(fake, before):
             await works(model)
 
 
-async def test_a_question_whose_connection_is_cut(fake, transport):
-    async with tz.Client(url_of(fake, transport)) as client:
+async def test_a_question_whose_http_connection_is_cut(fake):
+    async with tz.Client(url_of(fake, "http")) as client:
         await fake.ainject(Fault("ModelMetadata", drop=True), Fault("ServerReady", drop=True))
         with pytest.raises(tz.ServerUnavailable):
             await client.model("fixed")

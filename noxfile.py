@@ -27,13 +27,10 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 # Each Python and each numpy once; numpy 1.26 has no wheels for Python 3.13.
 PAIRS = [("3.11", "1.26"), ("3.12", "2"), ("3.13", "2")]
 OTHER_PAIRS = [("3.11", "2"), ("3.12", "1.26")]
-# The middle Python runs every test. Another one does not run what says the same everywhere,
-# and of the two event loops it has one.
-OTHER_TESTS = {
-    "3.11": "not once and not on_asyncio",
-    "3.12": "not once",
-    "3.13": "not once and not on_uvloop",
-}
+# What says the same everywhere runs on the middle Python only. There what is for both event loops
+# runs on uvloop, and on the others on asyncio's, which is another one in each of them.
+ONE_OF_MANY = "not on_asyncio"
+THE_OTHERS = "not once and not on_uvloop"
 
 
 def groups(name: str) -> list[str]:
@@ -47,23 +44,25 @@ def demo(session: nox.Session) -> None:
     session.run("python", "examples/demo.py", *session.posargs)
 
 
-def complete_pair() -> tuple[str, str]:
-    """Return the pair that runs all tests: of the middle Python, or of one that is here."""
+def chosen_tests(pair: tuple[str, str]) -> str:
+    """Return which tests a pair runs, as a marker expression. One that is alone runs all."""
 
     def is_here(python: str) -> bool:
         path = shutil.which(f"python{python}")
         # pyenv has names for Pythons that are not activated; these do not run.
         return bool(path) and not subprocess.call([path, "-c", ""], stderr=subprocess.DEVNULL)
 
-    return next((pair for pair in (PAIRS[1], *PAIRS) if is_here(pair[0])), PAIRS[1])
+    here = [each for each in (PAIRS[1], *PAIRS) if is_here(each[0])]
+    if here and pair == here[0]:
+        return ONE_OF_MANY if len(set(here)) > 1 else ""
+    return THE_OTHERS
 
 
 def run_tests(session: nox.Session, numpy: str) -> None:
     session.install(".", *groups("tests"), f"numpy=={numpy}.*")
     # Two servers side by side: much of the time goes into waiting for them.
     workers = () if "-n" in session.posargs else ("-n", "2", "--dist", "loadfile")
-    is_complete = (session.python, numpy) == complete_pair()
-    chosen = () if is_complete else ("-m", OTHER_TESTS[str(session.python)])
+    chosen = ("-m", chosen_tests((str(session.python), numpy)))
     session.run("python", "-I", "-m", "pytest", *workers, *chosen, *session.posargs)
 
 

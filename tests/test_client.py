@@ -452,28 +452,6 @@ async def test_statistics_tell_what_the_server_does(server):
             assert any("refuses to unregister" in each for each in picture.server_quirks)
 
 
-async def test_closing_does_not_wait_for_a_fence_for_ever(server, caplog):
-    """A slot in quarantine whose server never lets go: the close is bounded."""
-    client = tz.Client(server.grpc_url)
-    model = await client.model("slow", slots=1)
-    await model.infer({"INPUT0": np.zeros(16, np.float32)})
-    task = asyncio.create_task(model.infer({"INPUT0": np.full(16, 2, np.float32)}))
-    await until(lambda: model.statistics().in_flight == 1)
-    slot = next(iter(model._engine._slots))
-    slot.is_doubtful = True
-    await model._runtime.spawn(asyncio.sleep(0))
-    fence = client._runtime.spawn(client._runtime.regions.dispose(slot.region))
-    loop = asyncio.get_running_loop()
-    start = loop.time()
-    await client.aclose(timeout=0.1)
-    assert loop.time() - start < 1.5
-    assert fence.cancelled() or fence.done()
-    with pytest.raises(tz.ServerUnavailable):
-        await task
-    assert own_regions() == set()
-    await forget_all(server)
-
-
 async def test_poison_fills_the_outputs_before_each_call(server):
     async with tz.Client(server.grpc_url, poison=True) as client:
         async with client.model("slow", slots=1) as model, model.lease() as lease:

@@ -107,7 +107,11 @@ async def wrong_results(infer, load):
 async def test_the_usual_pool_mixes_up_requests(proxy, load):
     proxy.delay(LATENCY)
     async with UsualPool(proxy.url, slots=2) as pool:
-        wrong = await wrong_results(pool.infer, load)
+        wrong = []
+        for _ in range(10):  # when the late write comes is up to chance
+            wrong += await wrong_results(pool.infer, load)
+            if wrong:
+                break
     assert wrong, "the server did write late"
 
 

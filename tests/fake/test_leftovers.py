@@ -7,7 +7,7 @@ import asyncio
 import numpy as np
 import pytest
 from models import MODELS
-from support import own_files, own_regions, until
+from support import own_regions, owner_files, until
 
 import triton_zerocopy as tz
 from triton_zerocopy.testing import FakeTriton, Fault
@@ -43,7 +43,7 @@ async def test_the_close_of_the_client_asks_for_the_last_time(fake):
         await fake.ainject(Fault(FORGET, drop=True, calls=1))
     await client.aclose()
     assert (await fake.astate()).registered == []
-    assert own_files() == set()
+    assert owner_files(fake.grpc_url) == set()
 
 
 async def test_memory_comes_back_before_new_memory_is_wanted():
@@ -112,4 +112,27 @@ async def test_a_close_without_an_answer_is_bounded(leaves_nothing):
         async with tz.Client(server.grpc_url) as other:
             await other.reap()
         assert (await server.astate()).registered == []
-    assert own_files() == set()
+        assert owner_files(server.grpc_url) == set()
+
+
+async def test_a_close_while_a_slot_is_in_quarantine_is_bounded(fake):
+    """The server goes on with a call whose connection broke, and does not let go."""
+    client = tz.Client(fake.grpc_url)
+    model = await client.model("fixed", slots=1)
+    await works(model)
+    await fake.ainject(
+        Fault("ModelInfer", before="running", fail=("UNAVAILABLE", "Socket closed"), goes_on=True),
+        Fault("ModelInfer", before="writing", hold=True),
+    )
+    with pytest.raises(tz.ServerUnavailable):
+        await model.infer({"INPUT0": X})
+    assert model.statistics().quarantined == 1
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    await client.aclose(timeout=0.1)
+    assert loop.time() - start < 5
+    assert own_regions() == set()
+    await fake.arelease()
+    async with tz.Client(fake.grpc_url) as other:
+        assert (await other.reap()).registrations == 1
+    assert owner_files(fake.grpc_url) == set()

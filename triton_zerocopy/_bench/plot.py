@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +39,26 @@ def draw(path: Path, title: str, results: Sequence[Result]) -> None:
     figure: Any = Figure(figsize=(10, 4.5), layout="constrained")
     figure.suptitle(title, fontsize="medium")
     latency, throughput = figure.subplots(1, 2)
-    for label, line in _lines(results, is_over_size=is_over_size).items():
+    ways = list(dict.fromkeys(_way(result) for result in results))
+    counts = sorted({result.cell.callers for result in results})
+    # Colours tell the ways apart, strokes the numbers of callers.
+    styles = dict(zip(counts, cycle(("-", "--", ":", "-.")), strict=False))
+    for (way, callers), line in _lines(results, is_over_size=is_over_size).items():
+        label, color = way, f"C{ways.index(way)}"
+        if len(styles) > 1 and callers:
+            label += f", {callers} callers"
         x = [r.input_bytes if is_over_size else r.cell.callers for r in line]
         median = [r.timing.median * 1e3 for r in line]
-        (drawn,) = latency.plot(x, median, marker="o", label=label)
-        latency.fill_between(
-            x, median, [r.timing.p99 * 1e3 for r in line], color=drawn.get_color(), alpha=0.15
-        )
-        throughput.plot(x, [r.timing.per_second for r in line], marker="o", label=label)
+        look = {
+            "label": label,
+            "color": color,
+            "linestyle": styles.get(callers, "-"),
+            "marker": ".",
+        }
+        latency.plot(x, median, **look)
+        p99 = [r.timing.p99 * 1e3 for r in line]
+        latency.fill_between(x, median, p99, color=color, alpha=0.08, linewidth=0)
+        throughput.plot(x, [r.timing.per_second for r in line], **look)
     ticks = sorted({r.input_bytes if is_over_size else r.cell.callers for r in results})
     for axes, name in (
         (latency, "milliseconds: median, shaded to p99"),
@@ -63,16 +76,16 @@ def draw(path: Path, title: str, results: Sequence[Result]) -> None:
         raise BenchError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _lines(results: Sequence[Result], *, is_over_size: bool) -> dict[str, list[Result]]:
+def _way(result: Result) -> str:
+    return f"{kind_of(result.cell.memory)}, {result.cell.way}"
+
+
+def _lines(results: Sequence[Result], *, is_over_size: bool) -> dict[tuple[str, int], list[Result]]:
     """Return the results of each line, in the order of the other axis."""
-    has_many = len({result.cell.callers for result in results}) > 1
-    lines: dict[str, list[Result]] = {}
+    lines: dict[tuple[str, int], list[Result]] = {}
     for result in results:
-        cell = result.cell
-        label = f"{kind_of(cell.memory)}, {cell.way}"
-        if is_over_size and has_many:
-            label += f", {cell.callers} callers"
-        lines.setdefault(label, []).append(result)
+        callers = result.cell.callers if is_over_size else 0
+        lines.setdefault((_way(result), callers), []).append(result)
     for line in lines.values():
         line.sort(key=lambda r: (r.input_bytes, r.cell.callers))
     return lines

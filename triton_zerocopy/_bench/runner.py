@@ -141,6 +141,7 @@ async def measure(
         elapsed, cpu = time.perf_counter() - start, time.process_time() - cpu_start
         sampler.stop()
         telling.cancel()
+        await asyncio.wait([telling])
     return Timing(array("d", sorted(latencies)), elapsed, cpu, sampler.longest)
 
 

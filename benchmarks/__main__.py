@@ -11,7 +11,7 @@ from typing import Any
 
 from triton_zerocopy.testing import TritonServer
 
-from . import backends, burst, report, shm_client, workloads
+from . import backends, burst, report, workloads
 from .processes import Conditions
 from .rows import ROWS, measure_row
 
@@ -28,7 +28,10 @@ def main() -> None:
         backends.build(Path(directory))
         with TritonServer(models=workloads.models(), backend_directory=directory) as server:
             conditions = Conditions(
-                server.grpc_url, uses_uvloop=options.uvloop, keeps_memory=options.keep_memory
+                server.grpc_url,
+                uses_uvloop=options.uvloop,
+                keeps_memory=options.keep_memory,
+                http_url=server.http_url,
             )
             facts = report.environment(server.version, conditions)
             report.print_environment(facts)
@@ -44,8 +47,9 @@ def _measure(
     for row in ROWS:
         if not _is_wanted(row.name, options.names):
             continue
-        if row.name.startswith("shm-client") and not shm_client.is_here():
-            print(f"\n{row.name}: left out, it needs: pip install triton-shm-client==0.1.0")
+        if len(row.present) < 2:
+            needs = {contender.needs for contender in row.contenders if contender.needs}
+            print(f"\n{row.name}: left out, it needs: {', '.join(needs)}")
             continue
         samples = measure_row(row, options.rounds, conditions)
         report.print_row(row, samples)

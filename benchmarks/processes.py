@@ -18,14 +18,16 @@ class Conditions:
     """What all measurements of a run have in common.
 
     Attributes:
-        url: of the server.
+        url: of the server, for gRPC.
         uses_uvloop: whether the event loop is uvloop's, else asyncio's.
         keeps_memory: whether the allocator is told to keep freed memory.
+        http_url: of the server, for HTTP.
     """
 
     url: str
     uses_uvloop: bool
     keeps_memory: bool
+    http_url: str = ""
 
 
 def measure_apart(module: str, arguments: Sequence[str], conditions: Conditions) -> Any:

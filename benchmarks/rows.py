@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from . import ours, peers, shm_client
+from . import blocking, ours, peers, pytriton_client, shm_client, wrk
 from .backends import MEMCPY, NULL
+from .callers import Opener
 from .measuring import Contender, Goal, Row, Samples, measure
 from .processes import Conditions, measure_apart, report
 from .workloads import (
@@ -26,9 +27,44 @@ from .workloads import (
 
 _INLINE = "tritonclient.grpc.aio, inline"
 _BY_HAND = "tritonclient.grpc.aio + shm by hand"
+_HTTP_BY_HAND = "tritonclient.http.aio + shm by hand"
 _BARE = "grpc.aio stub, message made before, no copies"
+_WRK = "wrk (C), HTTP request made before, no copies"
 _SHM_CLIENT = "triton-shm-client 0.1.0 (synchronous)"
 _INFER = "triton_zerocopy infer"
+_INFER_HTTP = "triton_zerocopy infer, http"
+_LEASE = "triton_zerocopy lease, 32 MB"
+
+_NO_HTTP = "" if ours.speaks_http() else "a version of triton_zerocopy with http:// urls"
+_NO_WRK = "" if wrk.is_here() else "wrk (apt-get install wrk)"
+_NO_PYTRITON = "" if pytriton_client.is_here() else "pip install nvidia-pytriton"
+_NO_SHM_CLIENT = "" if shm_client.is_here() else "pip install triton-shm-client==0.1.0"
+
+
+def _everybody(workload: Workload) -> tuple[Contender, ...]:
+    """All who can do the same work: ours last, after the peers."""
+
+    def http(name: str, opener: Opener, needs: str = "") -> Contender:
+        return Contender(name, opener, workload, is_http=True, needs=needs)
+
+    return (
+        Contender(_INLINE, peers.inline, workload),
+        Contender("tritonclient.grpc, inline", blocking.grpc_inline, workload),
+        http("tritonclient.http.aio, inline", peers.http_inline),
+        http("tritonclient.http, inline", blocking.http_inline),
+        Contender(
+            "pytriton AsyncioModelClient, grpc",
+            pytriton_client.infer,
+            workload,
+            needs=_NO_PYTRITON,
+        ),
+        Contender(_BY_HAND, peers.by_hand, workload),
+        Contender("tritonclient.grpc + shm by hand", blocking.grpc_by_hand, workload),
+        http(_HTTP_BY_HAND, peers.http_by_hand),
+        http("tritonclient.http + shm by hand", blocking.http_by_hand),
+        Contender(_INFER, ours.infer, workload),
+        http(_INFER_HTTP, ours.http_infer, _NO_HTTP),
+    )
 
 
 def _small(callers: int) -> Row:
@@ -39,13 +75,16 @@ def _small(callers: int) -> Row:
         f"64 B in and out, {who}, the server copies nothing",
         NULL,
         (
-            Contender(_INLINE, peers.inline, SMALL),
-            Contender(_BY_HAND, peers.by_hand, SMALL),
-            Contender(_INFER, ours.infer, SMALL),
+            *_everybody(SMALL),
             Contender(_BARE, peers.bare, SMALL),
+            Contender(_WRK, wrk.post, SMALL, is_http=True, needs=_NO_WRK),
         ),
-        (Goal(_INFER, _BY_HAND, 1.05),),
+        (
+            Goal(_INFER, _BY_HAND, 1.05),
+            Goal(_INFER_HTTP, _WRK, 1.5),
+        ),
         callers=callers,
+        reference=_INFER,
     )
 
 
@@ -55,10 +94,11 @@ def _against_shm_client(label: str, workload: Workload, what: str) -> Row:
         f"{what}, 1 caller, the server copies once",
         MEMCPY,
         (
-            Contender(_SHM_CLIENT, shm_client.infer_shm, workload),
+            Contender(_SHM_CLIENT, shm_client.infer_shm, workload, needs=_NO_SHM_CLIENT),
             Contender(_INFER, ours.infer, workload),
         ),
         (Goal(_INFER, _SHM_CLIENT, 1.0),),
+        reference=_INFER,
     )
 
 
@@ -67,15 +107,12 @@ ROWS = (
         "infer",
         "4.8 MB in and out, 1 caller, the server copies nothing",
         NULL,
-        (
-            Contender(_INLINE, peers.inline, IMAGE),
-            Contender(_BY_HAND, peers.by_hand, IMAGE),
-            Contender(_INFER, ours.infer, IMAGE),
-        ),
+        _everybody(IMAGE),
         (
             Goal(_INLINE, _INFER, 7.0, is_at_least=True),
             Goal(_INFER, _BY_HAND, 1.05),
         ),
+        reference=_INFER,
     ),
     Row(
         "lease",
@@ -84,13 +121,15 @@ ROWS = (
         (
             Contender(f"{_INLINE}, 32 MB", peers.inline, LARGE),
             Contender("triton_zerocopy lease, 64 B", ours.lease, SMALL),
-            Contender("triton_zerocopy lease, 32 MB", ours.lease, LARGE),
+            Contender(_LEASE, ours.lease, LARGE),
             Contender("triton_zerocopy lease, 256 MB", ours.lease, HUGE),
+            Contender(f"{_LEASE}, http", ours.http_lease, LARGE, is_http=True, needs=_NO_HTTP),
         ),
         (
-            Goal(f"{_INLINE}, 32 MB", "triton_zerocopy lease, 32 MB", 200.0, is_at_least=True),
+            Goal(f"{_INLINE}, 32 MB", _LEASE, 200.0, is_at_least=True),
             Goal("triton_zerocopy lease, 256 MB", "triton_zerocopy lease, 64 B", 1.3),
         ),
+        reference=_LEASE,
     ),
     _small(1),
     _small(32),
@@ -103,13 +142,14 @@ ROWS = (
 
 def measure_row(row: Row, rounds: int, conditions: Conditions) -> list[Samples]:
     """Measure a row in a new process."""
-    measured = measure_apart(f"{__package__}.rows", [row.name, str(rounds)], conditions)
+    arguments = [row.name, str(rounds), conditions.http_url]
+    measured = measure_apart(f"{__package__}.rows", arguments, conditions)
     return [Samples(**each) for each in measured]
 
 
-async def _measure(url: str, name: str, rounds: str) -> list[dict[str, Any]]:
+async def _measure(url: str, name: str, rounds: str, http_url: str) -> list[dict[str, Any]]:
     row = next(row for row in ROWS if row.name == name)
-    return [asdict(samples) for samples in await measure(url, row, int(rounds))]
+    return [asdict(samples) for samples in await measure(url, row, int(rounds), http_url)]
 
 
 if __name__ == "__main__":

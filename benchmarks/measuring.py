@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import statistics
+import sys
 import time
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 from .backends import MEMCPY
@@ -14,6 +16,9 @@ from .callers import Caller, Opener
 from .workloads import Workload
 
 SLICE = 0.15  # seconds of one turn
+READY = "ready"
+"""What a contender in a process of its own says when it can take turns."""
+
 _WARM_UP_CALLS = 3
 
 
@@ -93,6 +98,12 @@ class Samples:
     seconds: list[float] = field(default_factory=list)
     cpu_seconds: list[float] = field(default_factory=list)
 
+    def add(self, turn: Sequence[float]) -> None:
+        """Add the time and the processor time of a call, as a turn had them."""
+        seconds, cpu_seconds = turn
+        self.seconds.append(seconds)
+        self.cpu_seconds.append(cpu_seconds)
+
     @property
     def median(self) -> float:
         """Seconds of a call: elapsed time by the number of calls."""
@@ -112,37 +123,42 @@ class Samples:
         return (high - low) / self.median
 
 
-async def measure(url: str, row: Row, rounds: int, http_url: str = "") -> list[Samples]:
-    """Verify the contenders of a row, then measure them in turns."""
-
-    def url_for(contender: Contender) -> str:
-        return http_url if contender.is_http else url
-
+async def measure(url: str, row: Row, rounds: int) -> list[Samples]:
+    """Verify the contenders of a row, then measure them in turns, all of them in this process."""
     for contender in row.present:
-        await _verify(url_for(contender), row, contender)
+        await _verify(url, row, contender)
     async with AsyncExitStack() as stack:
         teams = [
-            await stack.enter_async_context(
-                contender.open(
-                    url_for(contender),
-                    contender.workload.model_name(row.backend),
-                    contender.workload,
-                    row.callers,
-                )
-            )
+            await stack.enter_async_context(_warm_team(url, row, contender))
             for contender in row.present
         ]
-        for team in teams:
-            for _ in range(_WARM_UP_CALLS):
-                await asyncio.gather(*[caller.call() for caller in team])
-            await _take_turn(team)
         samples = [Samples(contender.name) for contender in row.present]
         for _ in range(rounds):
             for team, sample in zip(teams, samples, strict=True):
-                seconds, cpu_seconds = await _take_turn(team)
-                sample.seconds.append(seconds)
-                sample.cpu_seconds.append(cpu_seconds)
+                sample.add(await _take_turn(team))
         return samples
+
+
+async def serve_turns(url: str, row: Row, contender: Contender) -> None:
+    """Be one contender, in a process of its own, and take a turn for each line that comes in.
+
+    Says on stdout when it is ready, and after each turn what came out.
+    """
+    await _verify(url, row, contender)
+    async with _warm_team(url, row, contender) as team:
+        print(READY, flush=True)
+        while await asyncio.to_thread(sys.stdin.readline):
+            print(json.dumps(await _take_turn(team)), flush=True)
+
+
+@asynccontextmanager
+async def _warm_team(url: str, row: Row, contender: Contender) -> AsyncIterator[Sequence[Caller]]:
+    name = contender.workload.model_name(row.backend)
+    async with contender.open(url, name, contender.workload, row.callers) as team:
+        for _ in range(_WARM_UP_CALLS):
+            await asyncio.gather(*[caller.call() for caller in team])
+        await _take_turn(team)
+        yield team
 
 
 async def _verify(url: str, row: Row, contender: Contender) -> None:

@@ -1,18 +1,19 @@
 """Who is measured against whom, and what is to come out.
 
-Each row runs in a process of its own. Run as a program, this module is such a process.
+Each contender runs in a process of its own, so that none has the threads, the memory or the
+garbage of another. Run as a program, this module is such a process.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Any
+import json
+import sys
 
 from . import blocking, ours, peers, pytriton_client, shm_client, wrk
 from .backends import MEMCPY, NULL
 from .callers import Opener
-from .measuring import Contender, Goal, Row, Samples, measure
-from .processes import Conditions, measure_apart, report
+from .measuring import READY, Contender, Goal, Row, Samples, serve_turns
+from .processes import Apart, Conditions, in_process
 from .workloads import (
     HUGE,
     IMAGE,
@@ -141,16 +142,30 @@ ROWS = (
 
 
 def measure_row(row: Row, rounds: int, conditions: Conditions) -> list[Samples]:
-    """Measure a row in a new process."""
-    arguments = [row.name, str(rounds), conditions.http_url]
-    measured = measure_apart(f"{__package__}.rows", arguments, conditions)
-    return [Samples(**each) for each in measured]
+    """Measure a row: its contenders take turns, each in a new process."""
+    samples = [Samples(contender.name) for contender in row.present]
+    processes: list[Apart] = []
+    try:
+        for sample in samples:
+            arguments = [row.name, sample.name, conditions.http_url]
+            processes.append(Apart(f"{__package__}.rows", arguments, conditions))
+        for process in processes:
+            if process.read() != READY:
+                sys.exit(f"{row.name}: a contender said something else than that it is ready")
+        for _ in range(rounds):
+            for sample, process in zip(samples, processes, strict=True):
+                sample.add(json.loads(process.ask()))
+    finally:
+        for process in processes:
+            process.end()
+    return samples
 
 
-async def _measure(url: str, name: str, rounds: str, http_url: str) -> list[dict[str, Any]]:
-    row = next(row for row in ROWS if row.name == name)
-    return [asdict(samples) for samples in await measure(url, row, int(rounds), http_url)]
+async def _serve(url: str, row_name: str, contender_name: str, http_url: str) -> None:
+    row = next(row for row in ROWS if row.name == row_name)
+    contender = next(each for each in row.present if each.name == contender_name)
+    await serve_turns(http_url if contender.is_http else url, row, contender)
 
 
 if __name__ == "__main__":
-    report(_measure)
+    in_process(_serve)

@@ -43,8 +43,8 @@ def draw(path: Path, facts: Mapping[str, Any]) -> None:
         _draw_row(axes, row)
     environment = facts["environment"]
     figure.supxlabel(
-        f"median of a call, and its ratio; {environment['processor']}, {environment['cores']} cores, "
-        f"{environment['date']}",
+        f"median of a call (its ratio to triton_zerocopy's); {environment['processor']}, "
+        f"{environment['cores']} cores, {environment['date']}",
         fontsize="small",
     )
     metadata = {"Date": None} if path.suffix == ".svg" else None
@@ -62,7 +62,7 @@ def _draw_row(axes: Any, row: Mapping[str, Any]) -> None:
     title = row["title"]
     bars = axes.barh(names, medians, color=colors, height=0.75)
     labels = [
-        _time(median) if reference is None else f"{_time(median)}, ×{median / reference:.3g}"
+        _time(median) if reference is None else f"{_time(median)} ({median / reference:.3g})"
         for median in medians
     ]
     axes.bar_label(bars, labels, padding=3, fontsize="x-small")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from .._errors import ZeroCopyError
 from .arguments import Options
 from .failures import BenchError
 
@@ -47,6 +47,7 @@ def open_target(options: Options) -> Iterator[Target]:
     # Only here: a user's own server needs none of it.
     from ..testing import PythonModel, ServerError, TritonServer
 
+    sys.stderr.write("starting a Triton server (the first time, it is downloaded) ...\n")
     model = PythonModel(
         identity, inputs={"INPUT0": ("FP32", [-1])}, outputs={"OUTPUT0": ("FP32", [-1])}
     )
@@ -54,8 +55,6 @@ def open_target(options: Options) -> Iterator[Target]:
         with TritonServer(models={_MODEL: model}) as server:
             yield Target(server.grpc_url, _MODEL, is_own=True)
     except ServerError as error:
-        if isinstance(error, ZeroCopyError):
-            raise
         raise BenchError(
             f"no server could be started: {error}\nTo measure a server that runs: -m MODEL -u URL"
         ) from error

@@ -46,9 +46,9 @@ def print_row(row: Row, samples: Sequence[Samples]) -> None:
     print(f"  {'':48} {'per call':>11} {'ratio':>7} {'client CPU':>11} {'spread':>7}")
     reference = reference_of(row, samples)
     for sample in samples:
-        ratio = "" if reference is None else f"{sample.median / reference:.3g}"
+        times = "" if reference is None else f"{sample.median / reference:.3g}"
         print(
-            f"  {sample.name:48} {_time(sample.median):>11} {ratio:>7} "
+            f"  {sample.name:48} {_time(sample.median):>11} {times:>7} "
             f"{_time(sample.cpu_median):>11} {sample.spread:>7.0%}"
         )
     for contender in row.contenders:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -239,12 +240,24 @@ def test_a_model_that_fails_says_so(bench, capsys):
     assert "this model never works" in capsys.readouterr().err
 
 
-def test_without_cuda_it_says_so(bench, capsys):
-    assert bench("-m", "fixed", "--shared-memory", "cuda") == 1
-    said = capsys.readouterr()
-    assert "triton-zerocopy bench: " in said.err
-    assert "cuda" in said.err.lower()
-    assert said.out == ""
+def test_without_cuda_it_says_so(server):
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "triton_zerocopy", "bench", "-u", server.grpc_url),
+            *("-m", "fixed", "--shared-memory", "cuda", *QUICK),
+        ],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    told = done.stderr.splitlines()[-1]
+    assert told.startswith("triton-zerocopy bench: ")
+    assert "cuda" in told.lower()
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
 
 
 def test_bad_arguments(capsys, tmp_path):

@@ -38,7 +38,8 @@ def write_section(page: Path, facts: Mapping[str, Any], picture: Path | None) ->
 
 def _section(facts: Mapping[str, Any], page: Path, picture: Path | None) -> Iterator[str]:
     yield from ("", _machine(facts["environment"]), "")
-    if picture is not None:
+    # A picture elsewhere is not a part of the documentation.
+    if picture is not None and picture.absolute().is_relative_to(page.absolute().parent):
         path = Path(os.path.relpath(picture.absolute(), page.absolute().parent)).as_posix()
         yield from (f"![What a call takes, for each contender]({path})", "")
     for result in facts["results"]:

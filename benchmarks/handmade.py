@@ -74,6 +74,12 @@ class ShmRequest:
         assert self._source is not None
         self._source[...] = self._array
 
+    def answer_yourself(self) -> None:
+        """Do what a model does that gives back what it gets."""
+        assert self._source is not None
+        assert self._target is not None
+        self._target[...] = self._source
+
     def read(self) -> Array:
         """Copy the output out of it."""
         assert self._target is not None

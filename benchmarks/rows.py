@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 
-from . import blocking, ours, peers, pytriton_client, shm_client, wrk
+from . import blocking, limits, ours, peers, pytriton_client, shm_client, wrk
 from .backends import MEMCPY, NULL
 from .callers import Opener
 from .measuring import READY, Contender, Goal, Row, Samples, serve_turns
@@ -30,6 +30,7 @@ _INLINE = "tritonclient.grpc.aio, inline"
 _BY_HAND = "tritonclient.grpc.aio + shm by hand"
 _HTTP_BY_HAND = "tritonclient.http.aio + shm by hand"
 _BARE = "grpc.aio stub, message made before, no copies"
+_COPIES = "two copies, no call"
 _WRK = "wrk (C), HTTP request made before, no copies"
 _SHM_CLIENT = "triton-shm-client 0.1.0 (synchronous)"
 _INFER = "triton_zerocopy infer"
@@ -108,7 +109,7 @@ ROWS = (
         "infer",
         "4.8 MB in and out, 1 caller, the server copies nothing",
         NULL,
-        _everybody(IMAGE),
+        (*_everybody(IMAGE), Contender(_COPIES, limits.copies, IMAGE)),
         (
             Goal(_INLINE, _INFER, 7.0, is_at_least=True),
             Goal(_INFER, _BY_HAND, 1.05),
@@ -117,14 +118,17 @@ ROWS = (
     ),
     Row(
         "lease",
-        "in place, 1 caller, the server copies nothing",
+        "large tensors, 1 caller, the server copies nothing",
         NULL,
         (
             Contender(f"{_INLINE}, 32 MB", peers.inline, LARGE),
+            Contender(f"{_BY_HAND}, 32 MB", peers.by_hand, LARGE),
+            Contender(f"{_INFER}, 32 MB", ours.infer, LARGE),
             Contender("triton_zerocopy lease, 64 B", ours.lease, SMALL),
             Contender(_LEASE, ours.lease, LARGE),
             Contender("triton_zerocopy lease, 256 MB", ours.lease, HUGE),
             Contender(f"{_LEASE}, http", ours.http_lease, LARGE, is_http=True, needs=_NO_HTTP),
+            Contender(f"{_COPIES}, 32 MB", limits.copies, LARGE),
         ),
         (
             Goal(f"{_INLINE}, 32 MB", _LEASE, 200.0, is_at_least=True),

@@ -114,9 +114,15 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure side by side against the peers, in one run; needs gcc."""
+    """Measure side by side against the peers, in one run; needs gcc, and has wrk if it is there.
+
+    ``-- --docs docs/benchmarks.md --plot docs/benchmarks.svg`` puts it into the documentation.
+    """
     session.install(".", *groups("bench"))
-    session.run("python", "-m", "benchmarks", *session.posargs)
+    results = Path("build/benchmarks")
+    results.mkdir(parents=True, exist_ok=True)
+    files = ("--json", f"{results}/results.json", "--plot", f"{results}/results.svg")
+    session.run("python", "-m", "benchmarks", *files, *session.posargs)  # the last one counts
 
 
 # On a real GPU

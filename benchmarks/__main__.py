@@ -1,4 +1,4 @@
-"""``python -m benchmarks [names ...] [--rounds N] [--uvloop] [--keep-memory] [--json FILE]``."""
+"""``python -m benchmarks [names ...] [options]``; ``--help`` tells them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from triton_zerocopy.testing import TritonServer
 
-from . import backends, burst, report, shm_client, workloads
+from . import backends, burst, document, picture, report, workloads
 from .processes import Conditions
 from .rows import ROWS, measure_row
 
@@ -21,21 +21,39 @@ _NAMES = [*[row.name for row in ROWS], burst.NAME]
 
 
 def main() -> None:
-    """Measure what was asked for."""
+    """Measure what was asked for, and write it where it was asked for."""
     options = _options()
+    if options.plot is not None:
+        picture.check()
+    found = _found(options) if options.read is None else _read(options.read)
+    if options.json is not None:
+        options.json.write_text(f"{json.dumps(found, indent=1)}\n", "utf-8")
+    if options.plot is not None:
+        picture.draw(options.plot, found)
+    if options.docs is not None:
+        document.write_section(options.docs, found, options.plot)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return found
+
+
+def _found(options: argparse.Namespace) -> dict[str, Any]:
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="triton_zerocopy_benchmarks-") as directory:
         backends.build(Path(directory))
         with TritonServer(models=workloads.models(), backend_directory=directory) as server:
             conditions = Conditions(
-                server.grpc_url, uses_uvloop=options.uvloop, keeps_memory=options.keep_memory
+                server.grpc_url,
+                uses_uvloop=options.uvloop,
+                keeps_memory=options.keep_memory,
+                http_url=server.http_url,
             )
             facts = report.environment(server.version, conditions)
             report.print_environment(facts)
             _measure(conditions, options, results)
-    if options.json is not None:
-        text = json.dumps({"environment": facts, "results": results}, indent=1)
-        options.json.write_text(f"{text}\n", "utf-8")
+    return {"environment": facts, "results": results}
 
 
 def _measure(
@@ -44,8 +62,9 @@ def _measure(
     for row in ROWS:
         if not _is_wanted(row.name, options.names):
             continue
-        if row.name.startswith("shm-client") and not shm_client.is_here():
-            print(f"\n{row.name}: left out, it needs: pip install triton-shm-client==0.1.0")
+        if len(row.present) < 2:
+            needs = {contender.needs for contender in row.contenders if contender.needs}
+            print(f"\n{row.name}: left out, it needs: {', '.join(needs)}")
             continue
         samples = measure_row(row, options.rounds, conditions)
         report.print_row(row, samples)
@@ -74,7 +93,17 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--keep-memory", action="store_true", help="have the allocator keep what was freed"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
+    add = parser.add_argument
+    add("--json", type=Path, metavar="FILE", help="write all numbers there")
+    add("--plot", type=Path, metavar="FILE", help="draw the medians, as .svg or .png")
+    add("--docs", type=Path, metavar="FILE", help="put the results into this page's section")
+    add(
+        "--from",
+        dest="read",
+        type=Path,
+        metavar="FILE",
+        help="measure nothing: take what --json wrote, for --plot and --docs",
+    )
     options = parser.parse_args()
     for name in options.names:
         if not any(_is_wanted(each, [name]) for each in _NAMES):

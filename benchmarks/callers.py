@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import sys
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 
 import numpy as np
 
 from .workloads import Array, Tensors, Workload
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What a caller did in its turn.
+
+    Attributes:
+        calls: how many calls it made.
+        seconds: how long that took, if the caller knows better than a clock here.
+        cpu_seconds: processor time, if it was not this process that called.
+    """
+
+    calls: int
+    seconds: float | None = None
+    cpu_seconds: float | None = None
 
 
 class Caller(ABC):
@@ -25,6 +42,14 @@ class Caller(ABC):
     @abstractmethod
     async def call(self) -> object:
         """Make one call. This is what is measured."""
+
+    async def turn(self, deadline: float) -> Turn:
+        """Call as often as possible until a time of `time.perf_counter`, at least once."""
+        count = 0
+        while not count or time.perf_counter() < deadline:
+            await self.call()
+            count += 1
+        return Turn(count)
 
     @abstractmethod
     async def outputs(self) -> Tensors:

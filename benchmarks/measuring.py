@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import statistics
+import sys
 import time
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 from .backends import MEMCPY
@@ -14,16 +16,29 @@ from .callers import Caller, Opener
 from .workloads import Workload
 
 SLICE = 0.15  # seconds of one turn
+READY = "ready"
+"""What a contender in a process of its own says when it can take turns."""
+
 _WARM_UP_CALLS = 3
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One of those that are measured against each other."""
+    """One of those that are measured against each other.
+
+    Attributes:
+        name: what it is called in the results.
+        open: opens its callers.
+        workload: what they send.
+        is_http: whether they are given the server's HTTP url, else its gRPC url.
+        needs: what has to be installed for it, if anything; empty if it is here.
+    """
 
     name: str
     open: Opener
     workload: Workload
+    is_http: bool = False
+    needs: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,6 +67,7 @@ class Row:
         title: what is measured.
         backend: what the server does.
         callers: how many call at the same time.
+        reference: name of the contender that the others' times are divided by; empty for none.
     """
 
     name: str
@@ -60,6 +76,18 @@ class Row:
     contenders: Sequence[Contender]
     goals: Sequence[Goal]
     callers: int = 1
+    reference: str = ""
+
+    @property
+    def present(self) -> Sequence[Contender]:
+        """The contenders that have what they need."""
+        return [contender for contender in self.contenders if not contender.needs]
+
+    @property
+    def checked_goals(self) -> Sequence[Goal]:
+        """The goals whose contenders are both present."""
+        names = {contender.name for contender in self.present}
+        return [goal for goal in self.goals if {goal.dividend, goal.divisor} <= names]
 
 
 @dataclass
@@ -69,6 +97,12 @@ class Samples:
     name: str
     seconds: list[float] = field(default_factory=list)
     cpu_seconds: list[float] = field(default_factory=list)
+
+    def add(self, turn: Sequence[float]) -> None:
+        """Add the time and the processor time of a call, as a turn had them."""
+        seconds, cpu_seconds = turn
+        self.seconds.append(seconds)
+        self.cpu_seconds.append(cpu_seconds)
 
     @property
     def median(self) -> float:
@@ -90,32 +124,41 @@ class Samples:
 
 
 async def measure(url: str, row: Row, rounds: int) -> list[Samples]:
-    """Verify the contenders of a row, then measure them in turns."""
-    for contender in row.contenders:
+    """Verify the contenders of a row, then measure them in turns, all of them in this process."""
+    for contender in row.present:
         await _verify(url, row, contender)
     async with AsyncExitStack() as stack:
         teams = [
-            await stack.enter_async_context(
-                contender.open(
-                    url,
-                    contender.workload.model_name(row.backend),
-                    contender.workload,
-                    row.callers,
-                )
-            )
-            for contender in row.contenders
+            await stack.enter_async_context(_warm_team(url, row, contender))
+            for contender in row.present
         ]
-        for team in teams:
-            for _ in range(_WARM_UP_CALLS):
-                await asyncio.gather(*[caller.call() for caller in team])
-            await _take_turn(team)
-        samples = [Samples(contender.name) for contender in row.contenders]
+        samples = [Samples(contender.name) for contender in row.present]
         for _ in range(rounds):
             for team, sample in zip(teams, samples, strict=True):
-                seconds, cpu_seconds = await _take_turn(team)
-                sample.seconds.append(seconds)
-                sample.cpu_seconds.append(cpu_seconds)
+                sample.add(await _take_turn(team))
         return samples
+
+
+async def serve_turns(url: str, row: Row, contender: Contender) -> None:
+    """Be one contender, in a process of its own, and take a turn for each line that comes in.
+
+    Says on stdout when it is ready, and after each turn what came out.
+    """
+    await _verify(url, row, contender)
+    async with _warm_team(url, row, contender) as team:
+        print(READY, flush=True)
+        while await asyncio.to_thread(sys.stdin.readline):
+            print(json.dumps(await _take_turn(team)), flush=True)
+
+
+@asynccontextmanager
+async def _warm_team(url: str, row: Row, contender: Contender) -> AsyncIterator[Sequence[Caller]]:
+    name = contender.workload.model_name(row.backend)
+    async with contender.open(url, name, contender.workload, row.callers) as team:
+        for _ in range(_WARM_UP_CALLS):
+            await asyncio.gather(*[caller.call() for caller in team])
+        await _take_turn(team)
+        yield team
 
 
 async def _verify(url: str, row: Row, contender: Contender) -> None:
@@ -129,16 +172,12 @@ async def _take_turn(team: Sequence[Caller]) -> tuple[float, float]:
     """Let all callers call for a while; return the time and the processor time of one call."""
     start, cpu_start = time.perf_counter(), time.process_time()
     deadline = start + SLICE
-
-    async def call_on(caller: Caller) -> int:
-        count = 0
-        while time.perf_counter() < deadline:
-            await caller.call()
-            count += 1
-        return count
-
     if len(team) == 1:
-        calls = await call_on(team[0])
+        turns = [await team[0].turn(deadline)]
     else:
-        calls = sum(await asyncio.gather(*[call_on(caller) for caller in team]))
-    return (time.perf_counter() - start) / calls, (time.process_time() - cpu_start) / calls
+        turns = await asyncio.gather(*[caller.turn(deadline) for caller in team])
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
+    if turns[0].seconds is not None and turns[0].cpu_seconds is not None:
+        seconds, cpu_seconds = turns[0].seconds, turns[0].cpu_seconds
+    calls = sum(turn.calls for turn in turns)
+    return seconds / calls, cpu_seconds / calls

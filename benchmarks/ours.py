@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import triton_zerocopy as tz
 
 from .callers import Caller
 from .workloads import Tensors, Workload
+
+
+def speaks_http() -> bool:
+    """Tell whether this version takes the urls of Triton's HTTP endpoint."""
+    try:
+        tz.Client("http://localhost:8000")
+    except tz.InputError:
+        return False
+    return True
 
 
 class Infer(Caller):
@@ -73,3 +82,17 @@ async def lease(
     """Callers of one model with as many slots."""
     async with _opened(url, name, workload, count) as model:
         yield [Lease(workload.inputs(seed), model) for seed in range(count)]
+
+
+def http_infer(
+    url: str, name: str, workload: Workload, count: int
+) -> AbstractAsyncContextManager[Sequence[Caller]]:
+    """The same as ``infer`` over HTTP."""
+    return infer(f"http://{url}", name, workload, count)
+
+
+def http_lease(
+    url: str, name: str, workload: Workload, count: int
+) -> AbstractAsyncContextManager[Sequence[Caller]]:
+    """The same as ``lease`` over HTTP."""
+    return lease(f"http://{url}", name, workload, count)

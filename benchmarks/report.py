@@ -16,7 +16,7 @@ from .measuring import Goal, Row, Samples
 from .processes import Conditions
 
 _PACKAGES = ("numpy", "grpcio", "protobuf", "tritonclient", "triton-shm-client", "uvloop")
-_STALL_LIMIT_MS = 10.0
+STALL_LIMIT_MS = 10.0
 
 
 def environment(server_version: str, conditions: Conditions) -> dict[str, Any]:
@@ -43,13 +43,20 @@ def print_environment(facts: Mapping[str, Any]) -> None:
 def print_row(row: Row, samples: Sequence[Samples]) -> None:
     """Print the table of a row, and the ratios with their goals."""
     print(f"\n{row.name}: {row.title}")
-    print(f"  {'':48} {'per call':>11} {'client CPU':>11} {'spread':>7}")
+    print(f"  {'':48} {'per call':>11} {'ratio':>7} {'client CPU':>11} {'spread':>7}")
+    reference = reference_of(row, samples)
     for sample in samples:
+        times = "" if reference is None else f"{sample.median / reference:.3g}"
         print(
-            f"  {sample.name:48} {_time(sample.median):>11} {_time(sample.cpu_median):>11} "
-            f"{sample.spread:>7.0%}"
+            f"  {sample.name:48} {_time(sample.median):>11} {times:>7} "
+            f"{_time(sample.cpu_median):>11} {sample.spread:>7.0%}"
         )
-    for goal in row.goals:
+    for contender in row.contenders:
+        if contender.needs:
+            print(f"  {contender.name}: left out, it needs: {contender.needs}")
+    if row.reference:
+        print(f"  ratio: by {row.reference}")
+    for goal in row.checked_goals:
         ratio = ratio_of(goal, samples)
         print(
             f"  {goal.dividend} / {goal.divisor} = {ratio:.3g}"
@@ -74,8 +81,8 @@ def print_bursts(all_bursts: Sequence[Bursts]) -> None:
     stall = max(ours.median("stall_ms"), ours.median("warm_stall_ms"))
     growth = ours.median("rss_growth_mb")
     print(
-        f"  {ours.name}, longest stall = {stall:.1f} ms   goal <= {_STALL_LIMIT_MS:g} ms: "
-        f"{_yes(stall <= _STALL_LIMIT_MS)}"
+        f"  {ours.name}, longest stall = {stall:.1f} ms   goal <= {STALL_LIMIT_MS:g} ms: "
+        f"{_yes(stall <= STALL_LIMIT_MS)}"
     )
     print(
         f"  {ours.name}, memory / (slots + results held, {burst.EXPECTED_MB:.0f} MB) "
@@ -86,7 +93,7 @@ def print_bursts(all_bursts: Sequence[Bursts]) -> None:
 def row_facts(row: Row, samples: Sequence[Samples]) -> dict[str, Any]:
     """Return what --json writes about a row."""
     goals = []
-    for goal in row.goals:
+    for goal in row.checked_goals:
         ratio = ratio_of(goal, samples)
         goals.append(
             {
@@ -101,11 +108,13 @@ def row_facts(row: Row, samples: Sequence[Samples]) -> dict[str, Any]:
     return {
         "name": row.name,
         "title": row.title,
+        "reference": row.reference,
         "contenders": [
             {
                 "name": sample.name,
                 "median": sample.median,
                 "cpu_median": sample.cpu_median,
+                "spread": sample.spread,
                 "seconds": sample.seconds,
                 "cpu_seconds": sample.cpu_seconds,
             }
@@ -122,6 +131,11 @@ def burst_facts(all_bursts: Sequence[Bursts]) -> dict[str, Any]:
         "expected_mb": burst.EXPECTED_MB,
         "contenders": [vars(bursts) for bursts in all_bursts],
     }
+
+
+def reference_of(row: Row, samples: Sequence[Samples]) -> float | None:
+    """Return the median that all others of a row are divided by, if there is one."""
+    return next((sample.median for sample in samples if sample.name == row.reference), None)
 
 
 def ratio_of(goal: Goal, samples: Sequence[Samples]) -> float:

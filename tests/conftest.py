@@ -16,7 +16,15 @@ from support import own_files, owner_files
 pytest_plugins = ["triton_zerocopy.testing.pytest_plugin"]
 
 # They say the same on every Python and numpy; see `nox -s tests`.
-ONCE = ("chaos", "conformance", "fake", "test_docs.py", "test_examples.py")
+ONCE = (
+    "chaos",
+    "conformance",
+    "fake",
+    "test_bench_command.py",
+    "test_benchmarks.py",
+    "test_docs.py",
+    "test_examples.py",
+)
 
 
 def pytest_collection_modifyitems(items):

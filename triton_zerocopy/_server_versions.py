@@ -71,7 +71,8 @@ QUIRKS: Final = (
         _ANY,
         (2, 59),
         "can crash when a call's deadline or cancel meets its end",
-        "calls have no deadline at the server and are never cancelled there",
+        "calls have no deadline at the server and are never cancelled there; a connection that "
+        "breaks cancels its calls, though, with gRPC",
         "#7840 (24.12), #8078 (25.04), #8220 (25.06)",
     ),
     Quirk(

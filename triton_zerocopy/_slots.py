@@ -173,10 +173,9 @@ class SlotRange(NamedTuple):
     @staticmethod
     def parse(slots: Any) -> SlotRange:
         """Return what ``slots=`` says, a number or a pair. Raises InputError."""
-        pair = slots if isinstance(slots, tuple) and len(slots) == 2 else (slots, slots)
-        if any(isinstance(each, bool) or not isinstance(each, int) for each in pair) or not (
-            1 <= pair[0] <= pair[1]
-        ):
+        pair: Any = slots if isinstance(slots, tuple) else (slots, slots)
+        is_pair = len(pair) == 2 and all(type(each) is int for each in pair)
+        if not is_pair or not 1 <= pair[0] <= pair[1]:
             raise InputError(
                 f"slots is a number from 1 on, or the fewest and the most as a pair, got {slots!r}"
             )

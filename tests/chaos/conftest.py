@@ -68,8 +68,9 @@ def fake(_fake, leaves_nothing):
 
 
 @pytest.fixture
-def proxy(unruly):
+def proxy(unruly, load):
     """A link to the server. Its clients know the server by this address."""
+    load.server = unruly
     with Proxy(unruly.grpc_url) as proxy:
         yield proxy
 

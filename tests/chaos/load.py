@@ -35,6 +35,8 @@ class Load:
         wrong: what should never be: for each wrong result what is known of it.
         surprises: errors that nobody allowed for.
         refusals: what the allowed ones said.
+        server: is started again if it crashes by itself. Triton before 2.53 may, when a connection
+            breaks in the moment in which a call on it ends (server#7840).
     """
 
     def __init__(self, seed=0, *, first_tag=1, pause=0.02):
@@ -45,6 +47,7 @@ class Load:
         self.surprises = []
         self.refusals = set()
         self.last_error = None
+        self.server = None
         self._tags = itertools.count(first_tag)
         self._is_over = False
 
@@ -162,7 +165,13 @@ class Load:
         enough = self.ends[end] + count
         async with asyncio.timeout(PATIENCE):
             while self.ends[end] < enough:
+                await self.revive()
                 await asyncio.sleep(0.001)
+
+    async def revive(self):
+        """Start the server if it has crashed."""
+        if self.server is not None and not self.server.is_running:
+            await self.server.arestart()
 
     async def stop(self):
         """End the callers, each after its call."""
@@ -185,7 +194,9 @@ class Load:
         assert not self.surprises, repr(self.surprises[:3])
         async with asyncio.timeout(PATIENCE):
             while not all_free(model):
+                await self.revive()
                 await asyncio.sleep(0.005)
+        await self.revive()
         await self.use_all(model)
 
     async def use_all(self, model):

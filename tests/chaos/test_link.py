@@ -114,6 +114,7 @@ async def test_a_slow_link(proxy, witness, load):
 
 
 async def test_cut_and_the_server_killed_at_once(unruly, proxy, witness, load):
+    load.server = None  # this test ends it, and starts it again
     async with tz.Client(proxy.url) as client, client.model("work", slots=4) as model:
         load.start(model)
         await load.some("ok", 20)

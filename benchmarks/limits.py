@@ -1,0 +1,46 @@
+"""What no client that copies can do without: one copy in and one copy out, and no call at all."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from .callers import Caller
+from .handmade import GRPC, ShmRequest
+from .workloads import Array, Tensors, Workload
+
+
+class TwoCopies(Caller):
+    """Into shared memory and out of it, where nobody answers."""
+
+    def __init__(self, inputs: Tensors, request: ShmRequest) -> None:
+        super().__init__(inputs)
+        self._request = request
+
+    async def call(self) -> Array:
+        self._request.fill()
+        return self._request.read()
+
+    async def outputs(self) -> Tensors:
+        self._request.fill()
+        self._request.answer_yourself()
+        return {"OUTPUT0": self._request.read()}
+
+
+@asynccontextmanager
+async def copies(
+    url: str, name: str, workload: Workload, count: int
+) -> AsyncIterator[Sequence[Caller]]:
+    """Callers without a server, each with a region of its own."""
+    del url, name
+    callers: list[TwoCopies] = []
+    requests: list[ShmRequest] = []
+    try:
+        for seed in range(count):
+            inputs = workload.inputs(seed)
+            requests.append(ShmRequest(inputs, GRPC))
+            callers.append(TwoCopies(inputs, requests[-1]))
+        yield callers
+    finally:
+        for request in requests:
+            request.close()

@@ -60,8 +60,8 @@ def chosen_tests(pair: tuple[str, str]) -> str:
 
 def run_tests(session: nox.Session, numpy: str) -> None:
     session.install(".", *groups("tests"), f"numpy=={numpy}.*")
-    # Two servers side by side: much of the time goes into waiting for them.
-    workers = () if "-n" in session.posargs else ("-n", "2", "--dist", "loadfile")
+    # Servers side by side: much of the time goes into waiting for them.
+    workers = () if "-n" in session.posargs else ("-n", "3", "--dist", "loadfile")
     chosen = ("-m", chosen_tests((str(session.python), numpy)))
     session.run("python", "-I", "-m", "pytest", *workers, *chosen, *session.posargs)
 

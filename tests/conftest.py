@@ -44,6 +44,13 @@ def triton_models():
     return MODELS
 
 
+@pytest.fixture(scope="session")
+def triton_server(triton_server):
+    yield triton_server
+    # An orderly end takes the server seconds; nobody looks at it any more.
+    triton_server.kill()
+
+
 @pytest.fixture
 def server(triton_server, leaves_nothing):
     """The server, and the promise that the test leaves nothing behind on it."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-import sys
 
 import numpy as np
 import pytest
@@ -321,29 +320,6 @@ async def test_every_datatype_in_a_lease(url):
             result = await lease.infer()
             for name in NUMERIC:
                 assert result[f"OUT_{name}"].tobytes() == lease.inputs[name].tobytes(), name
-
-
-async def test_a_loop_that_ends_mid_call(server, leaves_nothing):
-    """The call is not a task that the loop could cancel; what is left is reclaimed."""
-    url = url_of(server, "http")
-    code = f"""
-import asyncio, numpy as np, triton_zerocopy as tz
-async def main():
-    client = tz.Client({url!r})
-    model = await client.model("slow", slots=1)
-    task = asyncio.create_task(model.infer({{"INPUT0": np.full(16, 0.3, np.float32)}}))
-    while model.statistics().in_flight < 1:
-        await asyncio.sleep(0)
-asyncio.run(main())
-"""
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code)
-    try:
-        async with asyncio.timeout(30):
-            assert await process.wait() == 0
-    finally:
-        if process.returncode is None:
-            process.kill()
-    await forget_all(server, "http")
 
 
 async def test_closing_gives_up_after_its_timeout(server, url):

@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 from models import MODELS
-from support import drop_owners, forget_all, own_regions, until
+from support import drop_owners, forget_all, own_regions, until, url_of
 
 import triton_zerocopy as tz
 from triton_zerocopy import _engine, _executor
@@ -227,12 +227,13 @@ def await_ready(server):
         return answer.status == 200
 
 
-async def test_a_loop_that_ends_mid_call_neither_hangs_nor_reuses(server, leaves_nothing):
-    """asyncio.run's teardown cancels the call itself; the next client reclaims what is left."""
+@pytest.mark.parametrize("transport", ["grpc", "http"])
+async def test_a_loop_that_ends_mid_call_neither_hangs_nor_reuses(server, transport):
+    """asyncio.run's teardown ends the call, too; the next client reclaims what is left."""
     code = f"""
 import asyncio, numpy as np, triton_zerocopy as tz
 async def main():
-    client = tz.Client({server.grpc_url!r})
+    client = tz.Client({url_of(server, transport)!r})
     model = await client.model("slow", slots=1)
     task = asyncio.create_task(model.infer({{"INPUT0": np.full(16, 0.3, np.float32)}}))
     while model.statistics().in_flight < 1:
@@ -248,4 +249,4 @@ asyncio.run(main())
     finally:
         if process.returncode is None:
             process.kill()
-    await forget_all(server)
+    await forget_all(server, transport)

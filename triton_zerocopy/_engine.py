@@ -27,7 +27,7 @@ from ._cuda.device import Device
 from ._endings import Ending, ending_of, hand_over
 from ._errors import CapacityError, RegistrationError, ServerUnavailable
 from ._layout import PAGE, align
-from ._outliving import outlive
+from ._outliving import outlive, see_through
 from ._pool import Pool
 from ._regions.base import Region
 from ._registration import ENSEMBLE_REST
@@ -204,15 +204,7 @@ class Engine:
         """
         slot.holds += 1
         future.add_done_callback(lambda _: self.unhold(slot))
-        try:
-            return await outlive(future)
-        except asyncio.CancelledError:
-            while must_finish and not future.done():
-                try:
-                    await asyncio.wait([future])
-                except asyncio.CancelledError:
-                    continue
-            raise
+        return await (see_through if must_finish else outlive)(future)
 
     # Memory
 

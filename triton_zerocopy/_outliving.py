@@ -21,6 +21,19 @@ async def outlive(work: asyncio.Future[Result]) -> Result:
         raise
 
 
+async def see_through(work: asyncio.Future[Result]) -> Result:
+    """Wait for work to its end, also when the caller is cancelled, which is told after that."""
+    try:
+        return await outlive(work)
+    except asyncio.CancelledError:
+        while not work.done():
+            try:
+                await asyncio.wait([work])
+            except asyncio.CancelledError:
+                continue
+        raise
+
+
 def _look_at(work: asyncio.Future[Any]) -> None:
     if not work.cancelled():
         work.exception()

@@ -25,6 +25,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from ._claims import Claim, claim_dead, unlink_regions
 from ._errors import ClientClosed, RegistrationError, ServerUnavailable
+from ._outliving import see_through
 from ._regions.names import owner_of_region
 from ._registration import (
     CALL_TIMEOUT,
@@ -220,16 +221,7 @@ class Reaper:
 
     async def _in_thread(self, work: Callable[[], Result]) -> Result:
         """Run work off the loop; a cancel waits for it, as it opens and locks files."""
-        future = self._host.submit(work)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            while not future.done():
-                try:
-                    await asyncio.wait([future])
-                except asyncio.CancelledError:
-                    continue
-            raise
+        return await see_through(self._host.submit(work))
 
 
 async def _ask(forget: Callable[..., Awaitable[None]], name: str) -> None:

@@ -16,6 +16,7 @@ from ._cuda.device import Device
 from ._endings import public_error
 from ._errors import CapacityError, ForkedClientError, RegistrationError, ServerUnavailable
 from ._leftovers import Leftovers
+from ._outliving import outlive
 from ._owners import Owner, Unrecorded
 from ._regions.base import Region, RegionHost
 from ._regions.budget import Budget
@@ -50,8 +51,6 @@ class Workshop(Protocol):
     def loop(self) -> asyncio.AbstractEventLoop: ...
     @property
     def transport(self) -> Transport: ...
-    @property
-    def is_closed(self) -> bool: ...
     def check_usable(self) -> None: ...
     def submit(self, work: Callable[[], Result]) -> asyncio.Future[Result]: ...
     def spawn(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]: ...
@@ -104,7 +103,7 @@ class RegionKeeper:
         if self._owner is None or is_lacking:
             if self._owning is None:
                 self._owning = self._shop.spawn(self._begin_owning(needs_files))
-            return await asyncio.shield(self._owning)
+            return await outlive(self._owning)
         return self._owner
 
     async def _begin_owning(self, needs_files: bool) -> Owner:

@@ -96,11 +96,6 @@ class Runtime:
             self.state = RuntimeState.OPEN
 
     @property
-    def is_closed(self) -> bool:
-        """True once the client is closing."""
-        return self.state is RuntimeState.CLOSED
-
-    @property
     def loop(self) -> asyncio.AbstractEventLoop:
         """The loop this client belongs to."""
         assert self._loop is not None

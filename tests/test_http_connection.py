@@ -48,6 +48,11 @@ async def transport_to(port, scheme="http"):
         await transport.aclose()
 
 
+def plain(transport):
+    """Return the message of a call without options, all in shared memory."""
+    return transport.compose(transport.prepare(PLAIN), (), DEFAULT_OPTIONS)
+
+
 def begin(transport, message=None):
     """Send a request; returns the future of its answer."""
     future = asyncio.get_running_loop().create_future()
@@ -56,7 +61,7 @@ def begin(transport, message=None):
         assert not future.done(), "done is called once"
         future.set_result((reply, error))
 
-    transport.infer(message or transport.prepare(PLAIN), done)
+    transport.infer(message or plain(transport), done)
     return future
 
 
@@ -132,7 +137,7 @@ async def test_a_server_that_closes_at_each_byte_of_the_request():
         writer.transport.abort()
 
     async with serving(serve) as port, transport_to(port) as transport:
-        message = transport.prepare(PLAIN)
+        message = plain(transport)
         for stop in range(len(message.plain) + 1):
             reply, error = await ask(transport, message)
             assert (reply, error.code) == (None, "UNAVAILABLE")
@@ -330,7 +335,7 @@ async def test_a_call_that_follows_at_once_on_an_answer_that_ends_with_its_conne
         scripted(then_close(UNTIL_THE_END)) as server,
         transport_to(server.port) as transport,
     ):
-        message = transport.prepare(PLAIN)
+        message = plain(transport)
 
         def done(reply, error):
             ends.append(error)

@@ -7,7 +7,6 @@ import pytest
 
 import triton_zerocopy as tz
 from triton_zerocopy._layout import OutputPlace
-from triton_zerocopy._received import Checked
 from triton_zerocopy._replies import check_reply
 from triton_zerocopy._requests import Request
 from triton_zerocopy._specs import TensorSpec
@@ -22,9 +21,7 @@ ROOM = np.zeros(64, np.uint8)
 def ask(output, *, datatype="FP32", byte_size=64, is_inline=False):
     spec = TensorSpec("OUT", datatype, (-1,))
     place = OutputPlace(spec, None, 0 if is_inline else byte_size, None if is_inline else 0)
-    request = Request(
-        None, (), (), 0, (), (), [place], [None], lambda place: ROOM[: place.byte_size], Checked()
-    )
+    request = Request([place], [None], lambda place: ROOM[: place.byte_size])
     outputs = [] if output is None else [output]
     return check_reply("m", InferReply("m", "1", "", {}, outputs), request).outputs[0]
 
@@ -88,18 +85,7 @@ def test_fewer_items_than_there_is_room_for():
 
 def test_an_equal_answer_is_checked_once_and_another_again():
     spec = TensorSpec("OUT", "FP32", (-1,))
-    request = Request(
-        None,
-        (),
-        (),
-        0,
-        (),
-        (),
-        [OutputPlace(spec, None, 64, 0)],
-        [None],
-        lambda place: ROOM,
-        Checked(),
-    )
+    request = Request([OutputPlace(spec, None, 64, 0)], [None], lambda place: ROOM)
     good = InferReply("m", "1", "", {}, [OutputReply("OUT", "FP32", (2,), b"")])
     bad = InferReply("m", "1", "", {}, [OutputReply("OUT", "FP32", (99,), b"")])
     first = check_reply("m", good, request).outputs

@@ -11,7 +11,7 @@ from models import MODELS
 from support import drop_owners, forget_all, own_regions, until, url_of
 
 import triton_zerocopy as tz
-from triton_zerocopy import _engine, _executor
+from triton_zerocopy import _engine, _executor, _tensors
 from triton_zerocopy.testing import TritonServer
 
 pytestmark = pytest.mark.anyio
@@ -103,15 +103,15 @@ async def test_a_slot_is_held_while_a_thread_copies(server, monkeypatch):
     async with tz.Client(server.grpc_url) as client, client.model("fixed", slots=1) as model:
         await model.infer({"INPUT0": np.zeros(4, np.float32)})
         started, go_on = threading.Event(), threading.Event()
-        real = np.copyto
+        real = _tensors.DenseTensor.write
 
-        def slow_copy(*args, **options):
+        def slow_write(*args):
             started.set()
             assert go_on.wait(10)
-            real(*args, **options)
+            real(*args)
 
         with monkeypatch.context() as patch:
-            patch.setattr(np, "copyto", slow_copy)
+            patch.setattr(_tensors.DenseTensor, "write", slow_write)
             task = asyncio.create_task(model.infer({"INPUT0": np.ones(4, np.float32)}))
             await until(started.is_set)
             task.cancel()

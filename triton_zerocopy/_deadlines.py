@@ -36,12 +36,15 @@ class Deadline:
         self._task.cancel()
 
     def __enter__(self) -> Self:
+        owner = self._owner
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("a call with a timeout is awaited inside a task")
         self._task = task
         self._before = task.cancelling()
-        self._owner.add(self)
+        owner.active.add(self)
+        if self.when < owner.set_for:
+            owner.set_timer(self.when)
         return self
 
     def __exit__(
@@ -50,7 +53,7 @@ class Deadline:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._owner.remove(self)
+        self._owner.active.discard(self)  # the timer is left alone
         if not self.has_expired:
             return
         assert self._task is not None
@@ -64,45 +67,42 @@ class Deadlines:
 
     Args:
         loop: its loop.
+
+    Attributes:
+        loop: the same.
+        active: those that are watched.
+        set_for: when the timer fires, in the loop's time. (uvloop's timers tell another time
+            than they were given.)
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._active: set[Deadline] = set()
+        self.loop = loop
+        self.active: set[Deadline] = set()
+        self.set_for = _NEVER
         self._timer: asyncio.TimerHandle | None = None
-        self._set_for = _NEVER  # uvloop's timers tell another time than they were given
 
     def limit(self, seconds: float | None) -> Deadline:
         """Return a deadline in so many seconds, to be used in ``with``; None for never."""
-        return Deadline(self, _NEVER if seconds is None else self._loop.time() + seconds)
-
-    def add(self, deadline: Deadline) -> None:
-        """Watch a deadline."""
-        self._active.add(deadline)
-        if deadline.when < self._set_for:
-            self._set_timer(deadline.when)
-
-    def remove(self, deadline: Deadline) -> None:
-        """Stop watching it; the timer is left alone."""
-        self._active.discard(deadline)
+        return Deadline(self, _NEVER if seconds is None else self.loop.time() + seconds)
 
     def close(self) -> None:
         """Drop the timer."""
         if self._timer is not None:
             self._timer.cancel()
-        self._timer, self._set_for = None, _NEVER
+        self._timer, self.set_for = None, _NEVER
 
-    def _set_timer(self, when: float) -> None:
+    def set_timer(self, when: float) -> None:
+        """Have the timer fire then."""
         self.close()
         if when != _NEVER:
-            self._timer, self._set_for = self._loop.call_at(when, self._look), when
+            self._timer, self.set_for = self.loop.call_at(when, self._look), when
 
     def _look(self) -> None:
-        self._timer, self._set_for = None, _NEVER
-        now = self._loop.time()
-        for deadline in list(self._active):
+        self._timer, self.set_for = None, _NEVER
+        now = self.loop.time()
+        for deadline in list(self.active):
             if deadline.when <= now and not deadline.has_expired:
                 deadline.expire()
-        waiting = [deadline.when for deadline in self._active if not deadline.has_expired]
+        waiting = [deadline.when for deadline in self.active if not deadline.has_expired]
         if waiting:
-            self._set_timer(min(waiting))
+            self.set_timer(min(waiting))

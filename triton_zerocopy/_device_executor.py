@@ -29,6 +29,7 @@ from ._received import Checked, Received
 from ._requests import Request
 from ._slots import Slot
 from ._specs import ModelSpec, TensorSpec
+from ._tensors import Tensor
 
 
 class DeviceExecutor(Executor):
@@ -49,16 +50,21 @@ class DeviceExecutor(Executor):
 
     # Inputs
 
-    def send(self, slot: Slot, request: Request, options: Any) -> Any:
-        return self._send(slot, request, options)
+    def send(self, slot: Slot, request: Request, tensors: Sequence[Tensor], options: Any) -> Any:
+        return self._send(slot, request, tensors, options)
 
-    async def _write(self, slot: Slot, request: Request) -> None:
+    async def _write(self, slot: Slot, request: Request, tensors: Sequence[Tensor]) -> None:
         if slot.lent_streams:
             # The caller makes the inputs in place, on these streams.
             await self.engine.follow(slot, self._gpu.settle(slot.lent_streams))
         if self._poison:
             await self.engine.follow(slot, self._filled(request))
-        pairs = [pair for tensor, array in request.writes for pair in tensor.copies(array)]
+        pairs = [
+            pair
+            for tensor, array in zip(tensors, request.targets, strict=True)
+            if array is not None
+            for pair in tensor.copies(array)
+        ]
         if pairs:
             await self._copy(slot, pairs)
 

@@ -13,7 +13,6 @@ from ._datatypes import BYTES, datatype_of, encode_bytes
 from ._endings import Ending, ending_of, hand_over, is_unreached, outgrown_output, public_error
 from ._errors import CapacityError, InputError
 from ._layout import OutputPlace
-from ._received import Checked
 from ._regions.base import Region, RegionTensor
 from ._replies import check_reply
 from ._requests import Request, settle_all
@@ -179,18 +178,7 @@ async def _result(
     def room(place: OutputPlace) -> Any:
         return room_array(placed[place.spec.name].region.root(), place)
 
-    request = Request(
-        message=None,
-        shapes=(),
-        writes=(),
-        byte_size_written=0,
-        inline=(),
-        placed=(),
-        outputs=places,
-        ready=[None] * len(places),
-        room=room,
-        checked=Checked(),
-    )
+    request = Request(places, [None] * len(places), room)
     received = check_reply(model_name, reply, request).outputs
     arrays = await runtime.run_copy(
         lambda: {
@@ -200,9 +188,5 @@ async def _result(
         sum(output.copy_cost if output.is_inline else output.view_cost for output in received),
     )
     return InferResult(
-        arrays,
-        model_name=reply.model_name,
-        model_version=reply.model_version,
-        request_id=options.request_id,
-        parameters=reply.parameters,
+        arrays, reply.model_name, reply.model_version, options.request_id, reply.parameters
     )

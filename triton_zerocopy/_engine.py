@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final, TypeVar
 
 from ._cuda.device import Device
@@ -71,6 +72,8 @@ class Engine:
         is_ensemble: bool,
     ) -> None:
         self.runtime = runtime
+        self._loop = runtime.loop
+        self._infer = runtime.transport.infer
         self.device = device
         self.is_ensemble = is_ensemble
         self.pool = Pool(
@@ -89,13 +92,14 @@ class Engine:
 
     def _make(self) -> Slot:
         slot = Slot()
+        slot.answered = partial(self._answered, slot)
         self._slots.add(slot)
         if self._trimmer is None and self.pool.is_elastic:
-            self._trimmer = self.runtime.loop.call_later(IDLE, self._trim)
+            self._trimmer = self._loop.call_later(IDLE, self._trim)
         return slot
 
     def _trim(self) -> None:
-        self._trimmer = self.runtime.loop.call_later(IDLE, self._trim)
+        self._trimmer = self._loop.call_later(IDLE, self._trim)
         self.pool.trim()
 
     def refuse(self, slot: Slot) -> bool:
@@ -125,6 +129,13 @@ class Engine:
         slot.holds -= 1
         if slot.holds:
             return
+        if slot.is_doubtful or slot.lease_root is not None:
+            self._decide(slot)
+        else:
+            self.pool.release(slot)
+
+    def _decide(self, slot: Slot) -> None:
+        """Nobody holds a slot that was lent, or whose call ended without an answer."""
         if not slot.is_settled:
             self._settle(slot)
             return
@@ -136,8 +147,7 @@ class Engine:
         elif slot.when_arrays_die(lambda: self._arrays_died(slot)):
             self.pool.park(slot)
         else:
-            if slot.lent_streams:
-                slot.lent_streams = set()  # settled, and nobody has an array to use there
+            slot.forget_lease()  # settled, and nobody has an array
             self.pool.release(slot)
 
     def _arrays_died(self, slot: Slot) -> None:
@@ -152,12 +162,12 @@ class Engine:
     def _is_quiet(self, slot: Slot, error: BaseException | None) -> None:
         move = self._unpark if error is None else self.pool.retire
         try:
-            self.runtime.loop.call_soon_threadsafe(move, slot)
+            self._loop.call_soon_threadsafe(move, slot)
         except RuntimeError:
             pass  # the loop is closed, and the client with it
 
     def _unpark(self, slot: Slot) -> None:
-        slot.lent_streams = set()
+        slot.forget_lease()
         self.pool.unpark(slot)
 
     def _settle(self, slot: Slot) -> None:
@@ -289,29 +299,14 @@ class Engine:
         Awaiting it raises ServerError if the server, or the way to it, answered with an error.
         Cancellation: ends the waiting, not the call.
         """
-        waiter: asyncio.Future[InferReply] = self.runtime.loop.create_future()
-
-        def done(reply: InferReply | None, error: BaseException | None) -> None:
-            self.pool.arrive(slot)
-            if error is not None:
-                self._ended_with(slot, error, placed)
-            else:
-                for region in placed:
-                    region.end_call(is_ambiguous=False)
-            self.unhold(slot)
-            hand_over(waiter, reply, error)
-
-        for index, region in enumerate(placed):
-            try:
-                region.begin_call()
-            except BaseException:
-                for begun in placed[:index]:
-                    begun.end_call(is_ambiguous=False)
-                raise
+        if placed:
+            _begin_calls(placed)
         self.pool.depart(slot)
         slot.holds += 1
+        slot.placed = placed
+        waiter = slot.waiter = self._loop.create_future()
         try:
-            self.runtime.transport.infer(message, done)
+            self._infer(message, slot.answered)
         except BaseException:
             # Nothing was sent.
             self.pool.arrive(slot)
@@ -321,6 +316,19 @@ class Engine:
             raise
         return waiter
 
+    def _answered(self, slot: Slot, reply: InferReply | None, error: BaseException | None) -> None:
+        self.pool.arrive(slot)
+        waiter, placed = slot.waiter, slot.placed
+        assert waiter is not None
+        slot.waiter = None
+        if error is not None:
+            self._ended_with(slot, error, placed)
+        else:
+            for region in placed:
+                region.end_call(is_ambiguous=False)
+        self.unhold(slot)
+        hand_over(waiter, reply, error)
+
     def _ended_with(self, slot: Slot, error: BaseException, placed: Sequence[Region]) -> None:
         ending = ending_of(error)
         is_ambiguous = ending is Ending.AMBIGUOUS
@@ -328,9 +336,9 @@ class Engine:
         for region in placed:
             region.end_call(is_ambiguous=is_ambiguous)
         if self.is_ensemble and ending is Ending.ANSWERED and slot.region is not None:
-            slot.rest_until = self.runtime.loop.time() + ENSEMBLE_REST
+            slot.rest_until = self._loop.time() + ENSEMBLE_REST
             slot.holds += 1
-            self.runtime.loop.call_at(slot.rest_until, self.unhold, slot)
+            self._loop.call_at(slot.rest_until, self.unhold, slot)
 
     # Giving up
 
@@ -399,3 +407,14 @@ class Engine:
             await self._drop(slot)
         except (RegistrationError, ServerUnavailable) as error:
             logger.warning("a region of %s could not be unregistered: %s", self.pool, error)
+
+
+def _begin_calls(placed: Sequence[Region]) -> None:
+    """Count a call in each region, or in none of them."""
+    for index, region in enumerate(placed):
+        try:
+            region.begin_call()
+        except BaseException:
+            for begun in placed[:index]:
+                begun.end_call(is_ambiguous=False)
+            raise

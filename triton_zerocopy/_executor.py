@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 
 from ._attempts import Attempts
-from ._calls import Call
+from ._calls import Call, CallChecker
 from ._cuda.device import Device
 from ._datatypes import BYTES, Array, Shape, byte_size_of
 from ._engine import Engine
 from ._errors import CapacityError, ServerUnavailable
-from ._layout import ALIGNMENT, Layout, Want, lay_out, want_output
+from ._layout import ALIGNMENT, Layout, OutputPlace, Want, lay_out, want_output
 from ._output_sizes import OutputSizes
 from ._received import Checked, Received
 from ._recycling import SMALLEST
+from ._regions.base import Region
 from ._replies import check_reply
 from ._requests import Request, input_ref, settle_all
 from ._results import InferResult
 from ._runtime import ON_LOOP_BYTES
-from ._slots import RequestNames, Slot
+from ._slots import Slot
 from ._specs import ModelSpec, TensorSpec
-from ._tensors import BytesTensor, PlacedTensor, Tensor
-from ._transports.base import DEFAULT_OPTIONS, CallOptions, InferReply, ServerError
+from ._tensors import PlacedTensor, Tensor
+from ._transports.base import (
+    DEFAULT_OPTIONS,
+    CallOptions,
+    InferReply,
+    InferRequest,
+    InputRef,
+    OutputRef,
+    ServerError,
+)
 
 _REMEMBERED: Final = 256
 POISON: Final = 0xA5
@@ -58,16 +67,17 @@ class Executor:
         self.engine = engine
         self.device: Device | None = engine.device
         self.spec = spec
+        self.checker = CallChecker(spec, engine.device)
         self.uses_shm = uses_shm
         self.sizes = sizes
         self.is_repeatable = is_repeatable
         self._poison = engine.runtime.settings.poison
         self._layouts: dict[object, Layout] = {}
-        self.names = RequestNames(spec.name, spec.version)
 
     def respecify(self, spec: ModelSpec) -> None:
         """The model changed at the server."""
         self.spec = spec
+        self.checker = CallChecker(spec, self.device)
         self._layouts.clear()
 
     # One call
@@ -91,7 +101,7 @@ class Executor:
             while True:
                 request = self._request(slot, layout, call)
                 try:
-                    reply = await self.send(slot, request, call.options)
+                    reply = await self.send(slot, request, call.sent, call.options)
                     break
                 except ServerError as error:
                     attempts = attempts or Attempts(self, may_move=True)
@@ -101,9 +111,7 @@ class Executor:
                     await self.make_room(slot, layout.byte_size, attempts)
             checked = check_reply(self.spec.name, reply, request)
             if call.target is None and checked.copy_cost < self._at_once:
-                arrays: dict[str, Any] = {
-                    output.spec.name: output.copy() for output in checked.outputs
-                }
+                arrays: dict[str, Any] = {name: copy() for name, copy in checked.copiers}
             else:
                 arrays = await self._collect(slot, checked, call)
                 arrays.update(call.given or {})
@@ -164,47 +172,50 @@ class Executor:
             else:
                 return
 
-    def send(self, slot: Slot, request: Request, options: CallOptions) -> Awaitable[InferReply]:
+    def send(
+        self, slot: Slot, request: Request, tensors: Sequence[Tensor], options: CallOptions
+    ) -> Awaitable[InferReply]:
         """Write the inputs and send the message; the answer is to be awaited.
 
         Awaiting it raises ServerError if the server, or the way to it, answered with an error.
         """
-        is_plain = not request.inline and not request.placed and options is DEFAULT_OPTIONS
-        if is_plain and request.byte_size_written <= ON_LOOP_BYTES and not self._poison:
-            request.write()
-            return self.engine.call(slot, request.message)
-        return self._send(slot, request, options)
+        if request.plain is not None and options is DEFAULT_OPTIONS:
+            request.write(tensors)
+            return self.engine.call(slot, request.plain)
+        return self._send(slot, request, tensors, options)
 
-    async def _send(self, slot: Slot, request: Request, options: CallOptions) -> InferReply:
+    async def _send(
+        self, slot: Slot, request: Request, tensors: Sequence[Tensor], options: CallOptions
+    ) -> InferReply:
         engine = self.engine
-        await self._write(slot, request)
+        await self._write(slot, request, tensors)
         compose = engine.runtime.transport.compose
+        inline = request.inline(tensors)
         message = await engine.offload(
             slot,
-            lambda: compose(request.message, [t.payload() for t in request.inline], options),
-            sum(tensor.byte_size for tensor in request.inline),
+            lambda: compose(request.prepared, [t.payload() for t in inline], options),
+            sum(tensor.byte_size for tensor in inline),
         )
         await settle_all(request.placed)
         return await engine.call(slot, message, request.placed)
 
-    async def _write(self, slot: Slot, request: Request) -> None:
+    async def _write(self, slot: Slot, request: Request, tensors: Sequence[Tensor]) -> None:
         """Copy the inputs to their places."""
         if self._poison:
             for place in request.outputs:
                 if place.offset is not None:
                     request.room(place)[:] = POISON
-        await self.engine.offload(slot, request.write, request.byte_size_written)
+        await self.engine.offload(slot, lambda: request.write(tensors), request.byte_size_written)
 
     # Places
 
     def layout_for(self, call: Call) -> Layout:
         """Return the layout of a call, the same object for the same kind of call."""
-        key = (call.outputs, *[_kind(tensor) for tensor in call.tensors])
-        layout = self._layouts.get(key)
+        layout = self._layouts.get(call.kind)
         if layout is None:
             if len(self._layouts) >= _REMEMBERED:
                 self._layouts.clear()
-            layout = self._layouts[key] = self._lay_out(call)
+            layout = self._layouts[call.kind] = self._lay_out(call)
         return layout
 
     def lease_layout(self, shapes: Mapping[str, Shape]) -> Layout:
@@ -235,7 +246,7 @@ class Executor:
                 )
                 for tensor in call.tensors
             ],
-            self._want_outputs(call.outputs, shapes),
+            self._want_outputs(call.kind.outputs, shapes),
             self.alignment,
         )
 
@@ -254,37 +265,66 @@ class Executor:
         ]
 
     def _request(self, slot: Slot, layout: Layout, call: Call) -> Request:
-        transport = self.engine.runtime.transport
-        if not call.has_placed:
-            prepared = slot.prepare(layout, self.names, transport)
-        else:
-            # Where the caller's own tensors lie changes from call to call.
-            refs = [
-                input_ref(tensor, slot.refer(place))
-                for tensor, place in zip(call.tensors, layout.inputs, strict=True)
+        if not call.kind.has_placed:
+            return slot.request(layout, self._prepare)
+        # Where the caller's own tensors lie changes from call to call.
+        return self._prepare(slot, layout, call.tensors)
+
+    def _prepare(
+        self, slot: Slot, layout: Layout, tensors: Sequence[Tensor] | None = None
+    ) -> Request:
+        """Prepare a request, whatever will be in its inputs, or with some of the caller's."""
+        if tensors is None:
+            inputs = [
+                InputRef(place.spec.name, place.spec.datatype, place.shape, slot.refer(place))
+                for place in layout.inputs
             ]
-            prepared = slot.make_prepared(layout, self.names, transport, refs)
-        writes = []
-        inline: list[Tensor] = []
-        for tensor, array in zip(call.tensors, prepared.inputs, strict=True):
-            if array is not None:
-                writes.append((tensor, array))
-            elif not isinstance(tensor, PlacedTensor):
-                inline.append(tensor)
-        return Request(
-            prepared.message,
-            call.shapes,
-            writes,
-            layout.input_bytes,
-            inline,
-            [t.source.region for t in call.tensors if isinstance(t, PlacedTensor)]
-            if call.has_placed
-            else (),
-            layout.outputs,
-            prepared.outputs,
-            slot.room,
-            prepared.checked,
+        else:
+            inputs = [
+                input_ref(tensor, slot.refer(place))
+                for tensor, place in zip(tensors, layout.inputs, strict=True)
+            ]
+        outputs = [OutputRef(place.spec.name, slot.refer(place)) for place in layout.outputs]
+        placed = [t.source.region for t in tensors or () if isinstance(t, PlacedTensor)]
+        given: Sequence[Tensor | None] = tensors or [None] * len(inputs)
+        return self.make_request(
+            self.prepare(inputs, outputs),
+            shapes=[place.shape for place in layout.inputs],
+            targets=[
+                slot.array(place)
+                for place, tensor in zip(layout.inputs, given, strict=True)
+                if not isinstance(tensor, PlacedTensor)
+            ],
+            placed=placed,
+            outputs=layout.outputs,
+            ready=[slot.array(place) for place in layout.outputs],
+            room=slot.room,
         )
+
+    def prepare(self, inputs: Sequence[InputRef], outputs: Sequence[OutputRef]) -> object:
+        """Prepare a message for the model."""
+        spec = self.spec
+        return self.engine.runtime.transport.prepare(
+            InferRequest(spec.name, spec.version, inputs, outputs)
+        )
+
+    def make_request(
+        self,
+        prepared: object,
+        *,
+        shapes: Sequence[Shape],
+        targets: Sequence[Any],
+        placed: Sequence[Region],
+        outputs: Sequence[OutputPlace],
+        ready: Sequence[Any],
+        room: Callable[[OutputPlace], Any],
+    ) -> Request:
+        """Make a request; what the arguments are is told there."""
+        request = Request(outputs, ready, room, prepared, None, shapes, targets, placed)
+        is_plain = not placed and not any(array is None for array in targets)
+        if is_plain and request.byte_size_written <= ON_LOOP_BYTES and not self._poison:
+            request.plain = self.engine.runtime.transport.compose(prepared, (), DEFAULT_OPTIONS)
+        return request
 
     # Answers
 
@@ -332,11 +372,11 @@ class Executor:
         """Put a result together."""
         return InferResult(
             arrays,
-            model_name=reply.model_name,
-            model_version=reply.model_version,
-            request_id=options.request_id,
-            parameters=reply.parameters,
-            to_host=self.to_host,
+            reply.model_name,
+            reply.model_version,
+            options.request_id,
+            reply.parameters,
+            self.to_host,
         )
 
     async def to_host(self, value: Any) -> Array:
@@ -347,13 +387,6 @@ class Executor:
         """Remember how large a variable output was for inputs of these shapes."""
         if self.sizes.learn(name, shapes, byte_size):
             self._layouts.clear()
-
-
-def _kind(tensor: Tensor) -> object:
-    """What of an input decides its place."""
-    if isinstance(tensor, BytesTensor):
-        return tensor.spec.name, tensor.shape, tensor.byte_size
-    return tensor.spec.name, tensor.shape, isinstance(tensor, PlacedTensor)
 
 
 async def gather_all(calls: Sequence[Any]) -> list[Any]:

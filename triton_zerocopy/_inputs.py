@@ -115,7 +115,7 @@ def _from_array(model: ModelSpec, spec: TensorSpec, array: Array) -> Tensor:
     _check_shape(model, spec, array.shape)
     if spec.datatype == BYTES:
         return BytesTensor(spec, array)
-    return DenseTensor.of(spec, array)
+    return DenseTensor(spec, array)
 
 
 def _on_device(

@@ -20,19 +20,18 @@ import numpy as np
 from ._arrays import Root, place_array, room_array
 from ._attempts import Attempts
 from ._cuda.foreign import stream_handle
-from ._datatypes import Shape, byte_size_of
+from ._datatypes import Shape
 from ._errors import InferTimeout, InputError, LeaseReleased, RegionBusy
 from ._executor import Executor
 from ._inputs import check_input
 from ._layout import InputPlace, Layout, OutputPlace
 from ._options import USE_DEFAULT, UseDefault, make_options, seconds
-from ._received import Checked
 from ._replies import check_reply
 from ._requests import Request, input_ref
 from ._results import InferResult, LeaseArrays
 from ._slots import Slot
 from ._tensors import DenseTensor, PlacedTensor, Tensor
-from ._transports.base import InferRequest, InputRef, MemoryRef, OutputRef, Parameter, ServerError
+from ._transports.base import InputRef, MemoryRef, OutputRef, Parameter, ServerError
 
 
 class LeaseState(enum.Enum):
@@ -71,7 +70,7 @@ class Lease:
         self._inputs = LeaseArrays({})
         self._results: list[weakref.ref[InferResult]] = []
         self._is_calling = False
-        self._plain: Request | None = None
+        self._plain: tuple[Request, Sequence[Tensor]] | None = None
 
     def __repr__(self) -> str:
         name = self._executor.spec.name
@@ -197,12 +196,11 @@ class Lease:
             with executor.engine.runtime.limit(limit):
                 attempts: Attempts | None = None
                 while True:
-                    request = (
-                        self._plain if tensors is None else self._request(slot, tensors, wanted)
-                    )
-                    assert request is not None
+                    made = self._plain if tensors is None else self._request(slot, tensors, wanted)
+                    assert made is not None
+                    request, sent = made
                     try:
-                        reply = await executor.send(slot, request, options)
+                        reply = await executor.send(slot, request, sent, options)
                         break
                     except ServerError as error:
                         attempts = attempts or Attempts(executor, may_move=False)
@@ -220,7 +218,7 @@ class Lease:
             self._is_calling = False
         executor.learn(received, request.shapes)
         # The next call is the same, unless an output is to come another way by then.
-        self._plain = request if is_plain and not any(o.is_inline for o in received) else None
+        self._plain = made if is_plain and not any(o.is_inline for o in received) else None
         result = executor.result(reply, arrays, options)
         self._results = [reference for reference in self._results if reference() is not None]
         self._results.append(weakref.ref(result))
@@ -271,8 +269,7 @@ class Lease:
                 shape = tuple(shapes.get(name, arrays[name].shape))
                 self._check_rows(name, shape)
                 rows = arrays[name][: shape[0]] if shape else arrays[name]
-                byte_size = byte_size_of(shape, spec.inputs[name].datatype)
-                tensors[name] = LeasedTensor(spec.inputs[name], rows, shape, byte_size)
+                tensors[name] = LeasedTensor(spec.inputs[name], rows)
         spec.rows_of({name: tensor.shape for name, tensor in tensors.items()})
         return list(tensors.values())
 
@@ -286,12 +283,15 @@ class Lease:
                 f"of the same shape, got {list(shape)}"
             )
 
-    def _request(self, slot: Slot, tensors: Sequence[Tensor], outputs: Sequence[str]) -> Request:
+    def _request(
+        self, slot: Slot, tensors: Sequence[Tensor], outputs: Sequence[str]
+    ) -> tuple[Request, Sequence[Tensor]]:
+        """Return a request, and those inputs that are to be copied or go inside the message."""
         assert self._layout is not None
         arrays = self._inputs.arrays
         places = {place.spec.name: place for place in self._layout.inputs}
-        writes: list[tuple[Tensor, Any]] = []
-        inline: list[Tensor] = []
+        sent: list[Tensor] = []
+        targets: list[Any] = []
         refs: list[InputRef] = []
         for given in tensors:
             tensor = given
@@ -301,25 +301,20 @@ class Lease:
             if place is not None and not isinstance(tensor, PlacedTensor):
                 array = arrays[name][: tensor.shape[0]]
                 if not isinstance(tensor, LeasedTensor):
-                    writes.append((tensor, array))
-                    tensor = LeasedTensor(tensor.spec, array, tensor.shape, tensor.byte_size)
+                    sent.append(tensor)
+                    targets.append(array)
+                    tensor = LeasedTensor(tensor.spec, array)
                 if place.offset is not None and slot.region is not None:
                     memory = MemoryRef(slot.region.name, place.offset, tensor.byte_size)
             if memory is None and not isinstance(tensor, PlacedTensor):
-                inline.append(tensor)
+                sent.append(tensor)
+                targets.append(None)
             refs.append(input_ref(tensor, memory))
         wanted = [self._output_place(name) for name in outputs]
-        names = self._executor.names
 
         def prepare() -> object:
-            return self._executor.engine.runtime.transport.prepare(
-                InferRequest(
-                    names.model_name,
-                    names.model_version,
-                    refs,
-                    [OutputRef(place.spec.name, slot.refer(place)) for place in wanted],
-                )
-            )
+            out = [OutputRef(place.spec.name, slot.refer(place)) for place in wanted]
+            return self._executor.prepare(refs, out)
 
         placed = [t.source.region for t in tensors if isinstance(t, PlacedTensor)]
         key = (
@@ -327,19 +322,16 @@ class Lease:
             tuple((tensor.spec.name, tensor.shape) for tensor in tensors),
             tuple((place.spec.name, place.offset) for place in wanted),
         )
-        message = prepare() if placed else slot.remember(key, prepare)
-        return Request(
-            message=message,
+        request = self._executor.make_request(
+            prepare() if placed else slot.remember(key, prepare),
             shapes=[tensor.shape for tensor in tensors],
-            writes=writes,
-            byte_size_written=sum(array.nbytes for _, array in writes),
-            inline=inline,
+            targets=targets,
             placed=placed,
             outputs=wanted,
             ready=[place_array(self._root, place) for place in wanted],
             room=self._room,
-            checked=Checked(),
         )
+        return request, sent
 
     # Outputs
 

@@ -8,7 +8,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, Self
 
-from ._calls import check_call, is_heavy
+from ._calls import is_heavy
 from ._cuda.device import Device
 from ._device_executor import DeviceExecutor
 from ._engine import Engine
@@ -191,19 +191,19 @@ class Model:
         try:
             with clock:
                 while True:
-                    spec = executor.spec
+                    spec, checker = executor.spec, executor.checker
                     try:
-                        if is_heavy(inputs, out):
-                            check = partial(
-                                check_call, spec, inputs, outputs, out, options, executor.device
-                            )
-                            call = await outlive(self._runtime.submit(check))
-                        else:
-                            call = check_call(spec, inputs, outputs, out, options, executor.device)
-                        if call.rows is not None and call.rows > spec.max_batch_size:
-                            return await run_split(
-                                executor, call, call.rows, slots=self._slots.most
-                            )
+                        call = checker.recall(inputs, options) if outputs is None else None
+                        if call is None:
+                            check = partial(checker.check, inputs, outputs, options)
+                            if is_heavy(inputs):
+                                call = await outlive(self._runtime.submit(check))
+                            else:
+                                call = check()
+                        if out is not None:
+                            checker.direct(call, out)
+                        if call.kind.is_oversized:
+                            return await run_split(executor, call, slots=self._slots.most)
                         return await executor.run(call)
                     except InferenceError as error:
                         # Refused before it ran: maybe the model was reloaded with another

@@ -139,7 +139,10 @@ class Pool(Generic[T]):
     def release(self, item: T) -> None:
         """Give an item back; the next waiter has it at once."""
         self._leave(item, SlotState.FREE, _USED)
-        self._admit(item)
+        if self._waiters or self._is_closed or self._in_use + len(self._free) >= self._capacity:
+            self._admit(item)
+        else:
+            self._free.append(item)
 
     def park(self, item: T) -> None:
         """Its lease is over, but arrays of it are still alive."""
@@ -280,8 +283,10 @@ class Pool(Generic[T]):
             self._drained.set_result(None)  # drained() looks again
 
     def _take(self) -> T:
-        item = self._free.pop() if self._free else self._make()
-        self._spare = min(self._spare, len(self._free))
+        free = self._free
+        item = free.pop() if free else self._make()
+        if len(free) < self._spare:  # noqa: PLR1730 # many times cheaper than min()
+            self._spare = len(free)
         item.state = SlotState.LEASED
         self._in_use += 1
         return item

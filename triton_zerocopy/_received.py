@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -80,11 +80,13 @@ class Checked:
     Attributes:
         reply: the reply.
         outputs: the outputs, as `check_reply` returns them.
+        copiers: for each its name and what returns a copy of it.
         copy_cost: what copying them costs, in bytes of a plain copy.
         has_inline: True if one of them came inside the message.
     """
 
     reply: InferReply | None = None
     outputs: Sequence[Received] = ()
+    copiers: Sequence[tuple[str, Callable[[], Any]]] = ()
     copy_cost: int = 0
     has_inline: bool = False

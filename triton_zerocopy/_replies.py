@@ -61,6 +61,10 @@ def check_reply(model: str, reply: InferReply, request: Request) -> Checked:
             received.append(_check_output(model, output, place, request.room))
     checked.reply = reply
     checked.outputs = received
+    checked.copiers = [
+        (output.spec.name, output.ready.copy if type(output.ready) is np.ndarray else output.copy)
+        for output in received
+    ]
     checked.has_inline = any(output.is_inline for output in received)
     checked.copy_cost = sum(output.copy_cost for output in received)
     return checked

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ._datatypes import Shape
@@ -17,36 +17,47 @@ from ._transports.base import InputRef, MemoryRef
 
 @dataclass(slots=True)
 class Request:
-    """A request on one slot, ready to go.
+    """A request on one slot, to be sent again and again.
 
     Attributes:
-        message: the transport's prepared message.
-        shapes: shapes of the inputs, under which output sizes are remembered.
-        writes: inputs that are copied to their arrays in the slot first.
-        byte_size_written: how much that is.
-        inline: inputs that go inside the message, in its order.
-        placed: regions of the caller's that the message refers to.
         outputs: the requested outputs.
         ready: for each output its array, where its shape was known before.
         room: gives the flat bytes of an output's place.
-        checked: the last reply to the same message.
+        prepared: what the transport prepared.
+        plain: the message of a call without options, if nothing has to be added and the copies
+            are small enough for the event loop; else None.
+        shapes: shapes of the inputs, under which output sizes are remembered.
+        targets: for each input that a call gives its array in the slot, flat bytes for BYTES;
+            None if it goes inside the message.
+        placed: regions of the caller's that the message refers to.
+        checked: the last reply to it.
     """
 
-    message: object
-    shapes: Sequence[Shape]
-    writes: Sequence[tuple[Tensor, Any]]
-    byte_size_written: int
-    inline: Sequence[Tensor]
-    placed: Sequence[Region]
     outputs: Sequence[OutputPlace]
     ready: Sequence[Any]
     room: Callable[[OutputPlace], Any]
-    checked: Checked
+    prepared: object = None
+    plain: object = None
+    shapes: Sequence[Shape] = ()
+    targets: Sequence[Any] = ()
+    placed: Sequence[Region] = ()
+    checked: Checked = field(default_factory=Checked)
 
-    def write(self) -> None:
-        """Copy the inputs to their places."""
-        for tensor, array in self.writes:
-            tensor.write(array)
+    def write(self, tensors: Sequence[Tensor]) -> None:
+        """Copy inputs to their places."""
+        for tensor, array in zip(tensors, self.targets, strict=True):
+            if array is not None:
+                tensor.write(array)
+
+    @property
+    def byte_size_written(self) -> int:
+        """How many bytes that copies."""
+        return sum(array.nbytes for array in self.targets if array is not None)
+
+    def inline(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return the inputs that go inside the message, in its order."""
+        pairs = zip(tensors, self.targets, strict=True)
+        return [tensor for tensor, array in pairs if array is None]
 
 
 def input_ref(tensor: Tensor, memory: MemoryRef | None) -> InputRef:

@@ -78,14 +78,13 @@ class InferResult(LeaseArrays):
     def __init__(
         self,
         arrays: Mapping[str, Any],
-        *,
         model_name: str,
         model_version: str,
         request_id: str,
         parameters: Mapping[str, Parameter],
         to_host: Callable[[Any], Awaitable[Array]] | None = None,
     ) -> None:
-        super().__init__(arrays)
+        self._arrays = arrays
         self.model_name = model_name
         self.model_version = model_version
         self.request_id = request_id

@@ -75,25 +75,27 @@ class Runtime:
         Raises:
             ClientClosed, ForkedClientError, WrongLoopError: what the names say.
         """
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            loop = None
+        if loop is self._loop and self.state is RuntimeState.OPEN:
+            return  # no loop runs on in a forked child
         if os.getpid() != self._pid:
             raise ForkedClientError(
                 "this client was made in the parent process; make a new one after fork"
             )
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            raise WrongLoopError("a client is used inside a running asyncio event loop") from None
+        if loop is None:
+            raise WrongLoopError("a client is used inside a running asyncio event loop")
         if self.state is RuntimeState.OPEN:
-            if loop is not self._loop:
-                raise WrongLoopError(
-                    "this client belongs to another event loop; make one client for each loop"
-                )
-        elif self.state is RuntimeState.CLOSED:
+            raise WrongLoopError(
+                "this client belongs to another event loop; make one client for each loop"
+            )
+        if self.state is RuntimeState.CLOSED:
             raise ClientClosed("this client is closed; make a new one")
-        else:
-            self._loop = loop
-            self._deadlines = Deadlines(loop)
-            self.state = RuntimeState.OPEN
+        self._loop = loop
+        self._deadlines = Deadlines(loop)
+        self.state = RuntimeState.OPEN
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:

@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from ._arrays import Root, place_array, room_array
 from ._errors import InputError
 from ._layout import InputPlace, Layout, OutputPlace
-from ._received import Checked
 from ._regions.base import Region
+from ._requests import Request
 from ._slot_states import PoolItem
-from ._transports.base import InferRequest, InputRef, MemoryRef, OutputRef, Transport
+from ._transports.base import InferReply, MemoryRef
 
 _REMEMBERED: Final = 64
-
-
-@dataclass(slots=True)
-class Prepared:
-    """A message that can be sent again and again, and the arrays it refers to.
-
-    Attributes:
-        message: the transport's prepared message.
-        inputs: for each input its array in the slot, flat bytes for BYTES; None if inline.
-        outputs: for each output its array in the slot where its shape is known.
-        checked: the last reply to it.
-    """
-
-    message: object
-    inputs: list[Any]
-    outputs: list[Any]
-    checked: Checked = field(default_factory=Checked)
 
 
 class Slot(PoolItem):
@@ -44,16 +27,19 @@ class Slot(PoolItem):
 
     __slots__ = (
         "__weakref__",
-        "_lease_root",
         "_messages",
-        "_prepared",
+        "_requests",
         "_root",
+        "answered",
         "holds",
         "is_doubtful",
         "is_settled",
+        "lease_root",
         "lent_streams",
+        "placed",
         "region",
         "rest_until",
+        "waiter",
     )
 
     def __init__(self) -> None:
@@ -65,13 +51,20 @@ class Slot(PoolItem):
         self.rest_until = 0.0
         """Loop time before which the region may not be unregistered; 0 for any time."""
         self._root: Root | None = None
-        self._prepared: dict[Layout, Prepared] = {}
+        self._requests: dict[Layout, Request] = {}
         self._messages: dict[object, object] = {}
-        self._lease_root: weakref.ref[Any] | None = None
+        self.lease_root: weakref.ref[Any] | None = None
+        """What arrays of the last lease are views of; None once nothing of it is left."""
         self.lent_streams: set[int] = set()
         """Streams that other libraries use arrays of the last lease on, as far as they said."""
         self.is_settled = True
         """False while work may be queued there that nobody has waited for."""
+        self.answered: Callable[[InferReply | None, BaseException | None], None] = _unasked
+        """What is to be called when the server has answered."""
+        self.waiter: asyncio.Future[InferReply] | None = None
+        """What the caller of the call under way waits for."""
+        self.placed: Sequence[Region] = ()
+        """Regions of the caller's that the call under way refers to."""
 
     @property
     def byte_size(self) -> int:
@@ -82,44 +75,24 @@ class Slot(PoolItem):
         """Take another region, or none."""
         self.region = region
         self._root = None if region is None else region.root()
-        self._lease_root = None
-        self.lent_streams = set()
+        self.forget_lease()
         self.rest_until = 0.0
         self.forget_prepared()
 
     def forget_prepared(self) -> None:
         """Drop the prepared messages; the region's name changed."""
-        self._prepared.clear()
+        self._requests.clear()
         self._messages.clear()
 
-    def prepare(self, layout: Layout, names: RequestNames, transport: Transport) -> Prepared:
-        """Return the prepared message for a layout, making it at the first time."""
-        prepared = self._prepared.get(layout)
-        if prepared is None:
-            refs = [
-                InputRef(place.spec.name, place.spec.datatype, place.shape, self.refer(place))
-                for place in layout.inputs
-            ]
-            prepared = self.make_prepared(layout, names, transport, refs)
-            if len(self._prepared) >= _REMEMBERED:
-                self._prepared.clear()
-            self._prepared[layout] = prepared
-        return prepared
-
-    def make_prepared(
-        self,
-        layout: Layout,
-        names: RequestNames,
-        transport: Transport,
-        inputs: Sequence[InputRef],
-    ) -> Prepared:
-        """Prepare a message with these inputs."""
-        outputs = [OutputRef(place.spec.name, self.refer(place)) for place in layout.outputs]
-        return Prepared(
-            transport.prepare(InferRequest(names.model_name, names.model_version, inputs, outputs)),
-            [place_array(self._root, place) for place in layout.inputs],
-            [place_array(self._root, place) for place in layout.outputs],
-        )
+    def request(self, layout: Layout, make: Callable[[Slot, Layout], Request]) -> Request:
+        """Return the request of a layout, making it at the first time."""
+        request = self._requests.get(layout)
+        if request is None:
+            request = make(self, layout)
+            if len(self._requests) >= _REMEMBERED:
+                self._requests.clear()
+            self._requests[layout] = request
+        return request
 
     def remember(self, key: object, make: Callable[[], object]) -> object:
         """Return the message prepared for ``key``, making it at the first time."""
@@ -136,6 +109,10 @@ class Slot(PoolItem):
             return None
         return MemoryRef(self.region.name, place.offset, place.byte_size)
 
+    def array(self, place: InputPlace | OutputPlace) -> Any:
+        """Return the array of a place: flat bytes for BYTES; None if inline or of unknown shape."""
+        return place_array(self._root, place)
+
     def room(self, place: OutputPlace) -> Any:
         """Return the flat bytes of an output's room."""
         return room_array(self._root, place)
@@ -149,19 +126,29 @@ class Slot(PoolItem):
             self.lent_streams = set()
             self.is_settled = False
         root = self.region.root(self.lent_streams)
-        self._lease_root = weakref.ref(root)
+        self.lease_root = weakref.ref(root)
         return root
+
+    def forget_lease(self) -> None:
+        """Nothing of the last lease is left."""
+        self.lease_root = None
+        if self.lent_streams:
+            self.lent_streams = set()
 
     def when_arrays_die(self, died: Callable[[], object]) -> bool:
         """Arrange for ``died`` if arrays of the last lease are alive; tell whether they are.
 
         ``died`` is called in whatever thread drops the last of them.
         """
-        root = None if self._lease_root is None else self._lease_root()
+        root = None if self.lease_root is None else self.lease_root()
         if root is None:
             return False
         weakref.finalize(root, died).atexit = False
         return True
+
+
+def _unasked(reply: InferReply | None, error: BaseException | None) -> None:  # noqa: ARG001
+    raise AssertionError("a slot that no engine made was answered")
 
 
 class SlotRange(NamedTuple):
@@ -180,11 +167,3 @@ class SlotRange(NamedTuple):
                 f"slots is a number from 1 on, or the fewest and the most as a pair, got {slots!r}"
             )
         return SlotRange(*pair)
-
-
-@dataclass(frozen=True, slots=True)
-class RequestNames:
-    """Which model a message is for."""
-
-    model_name: str
-    model_version: str

@@ -14,8 +14,8 @@ from ._results import InferResult
 from ._specs import TensorSpec
 
 
-async def run_split(executor: Executor, call: Call, rows: int, *, slots: int) -> InferResult:
-    """Run a call of ``rows`` rows as parts of at most ``max_batch_size`` rows.
+async def run_split(executor: Executor, call: Call, *, slots: int) -> InferResult:
+    """Run a call of too many rows as parts of at most ``max_batch_size`` rows.
 
     Each part is copied straight to its place in the whole output. As many parts as there
     are slots run at a time. An error in a part is raised when every part has let go of
@@ -23,7 +23,9 @@ async def run_split(executor: Executor, call: Call, rows: int, *, slots: int) ->
 
     Cancellation: all parts are left at once.
     """
-    size = executor.spec.max_batch_size
+    checker = executor.checker
+    rows, size = call.kind.rows, executor.spec.max_batch_size
+    assert rows is not None
     starts = iter(range(0, rows, size))
     whole = _Whole(executor, rows, call.target)
     results: list[InferResult] = []
@@ -37,7 +39,7 @@ async def run_split(executor: Executor, call: Call, rows: int, *, slots: int) ->
             if failed:
                 return
             stop = min(start + size, rows)
-            part = call.part(start, stop, whole.part(start, stop))
+            part = checker.part(call, start, stop, whole.part(start, stop))
             part.may_queue = may_queue
             may_queue = True
             try:
@@ -50,12 +52,12 @@ async def run_split(executor: Executor, call: Call, rows: int, *, slots: int) ->
     await gather_all([work(is_first=index == 0) for index in range(workers)])
     last = results[-1]
     return InferResult(
-        {name: whole.arrays[name] for name in call.outputs} | dict(call.given or {}),
-        model_name=last.model_name,
-        model_version=last.model_version,
-        request_id=last.request_id,
-        parameters=last.parameters,
-        to_host=executor.to_host,
+        {name: whole.arrays[name] for name in call.kind.outputs} | dict(call.given or {}),
+        last.model_name,
+        last.model_version,
+        last.request_id,
+        last.parameters,
+        executor.to_host,
     )
 
 

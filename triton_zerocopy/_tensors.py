@@ -54,11 +54,17 @@ class DenseTensor:
 
     spec: TensorSpec
     array: Array
-    shape: Shape
-    byte_size: int
+
+    @property
+    def shape(self) -> Shape:
+        return self.array.shape
+
+    @property
+    def byte_size(self) -> int:
+        return self.array.nbytes
 
     def write(self, target: Array) -> None:
-        np.copyto(target, self.array, casting="equiv")
+        target[...] = self.array  # of the same datatype, which was checked; in any byte order
 
     def copies(self, target: DeviceArray) -> list[Pair]:
         return [(target, self.array)]
@@ -69,13 +75,8 @@ class DenseTensor:
         native = np.ascontiguousarray(self.array, dtype=self.spec.dtype)
         return native.reshape(-1).view(np.uint8).data
 
-    @classmethod
-    def of(cls, spec: TensorSpec, array: Array) -> DenseTensor:
-        """Return the tensor of an array that was checked."""
-        return cls(spec, array, array.shape, array.nbytes)
-
     def rows(self, start: int, stop: int) -> Tensor:
-        return DenseTensor.of(self.spec, self.array[start:stop])
+        return DenseTensor(self.spec, self.array[start:stop])
 
 
 @dataclass(slots=True)

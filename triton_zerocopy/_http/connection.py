@@ -60,6 +60,7 @@ class Connection(asyncio.BufferedProtocol):
         "_received",
         "_rest",
         "_transport",
+        "is_closing",
     )
 
     _parser: Any  # its type has no stubs for the callbacks
@@ -84,11 +85,6 @@ class Connection(asyncio.BufferedProtocol):
         self._begin_answer()
 
     # Calls
-
-    @property
-    def is_usable(self) -> bool:
-        """False once it is closing; then what is written goes nowhere."""
-        return not self._transport.is_closing()
 
     def send(self, message: bytes, done: Done, reader: Reader) -> None:
         """Write a request; ``done`` is called once, later."""
@@ -118,6 +114,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's own are not of it
+        self.is_closing = transport.is_closing
+        """True once it is closing; then what is written goes nowhere."""
         self._all_open.add(self)
 
     def pause_writing(self) -> None:

@@ -57,7 +57,7 @@ class Connections:
         idle = self._idle
         while idle:
             connection = idle.pop()  # the last one used: the others may be closed in time
-            if connection.is_usable:
+            if not connection.is_closing():
                 if len(idle) < self._fewest_idle:  # noqa: PLR1730 # less than half of a call
                     self._fewest_idle = len(idle)
                 connection.send(message, done, reader)
@@ -130,7 +130,7 @@ class Connections:
             done(None, reader.explain(problem))
         elif problem is not None:
             done(None, problem)
-        elif not task.result().is_usable:
+        elif task.result().is_closing():
             done(None, reader.explain(NotConnected("the server closed the connection at once")))
         else:
             if self._trimming is None:

@@ -85,9 +85,7 @@ class HttpTransport:
         return compose(prepared, payloads, options)
 
     def infer(self, message: object, done: Done) -> None:
-        if isinstance(message, Prepared):
-            message = message.plain
-        assert isinstance(message, bytes)
+        assert type(message) is bytes
         self._connections.ask(message, done, self._reader)
 
     # Control plane

@@ -403,7 +403,7 @@ class Client:
         limit = self._limit(timeout)
         options = make_options(request_id, priority, queue_timeout, parameters)
         try:
-            with self._runtime.limit(limit):
+            with self._runtime.deadlines.limit(limit):
                 return await infer_direct(
                     self._runtime, model_name, model_version, inputs, outputs, options
                 )

@@ -28,6 +28,7 @@ from ._transports.base import (
     OutputRef,
     ServerError,
 )
+from ._waiter import Waiter
 
 
 async def infer_direct(
@@ -107,7 +108,7 @@ async def _compose(
 
 async def _call(runtime: Runtime, message: object, regions: Sequence[Region]) -> InferReply:
     """Send a message; the regions count the call until it is answered, whoever waits."""
-    waiter: asyncio.Future[InferReply] = runtime.loop.create_future()
+    waiter: Waiter[InferReply] = Waiter(runtime.loop)
     begun: list[Region] = []
 
     def end(*, is_ambiguous: bool) -> None:
@@ -116,7 +117,7 @@ async def _call(runtime: Runtime, message: object, regions: Sequence[Region]) ->
 
     def done(reply: InferReply | None, error: BaseException | None) -> None:
         end(is_ambiguous=error is not None and ending_of(error) is Ending.AMBIGUOUS)
-        hand_over(waiter, reply, error)
+        hand_over(waiter, reply, error, at_once=False)
 
     try:
         for region in regions:

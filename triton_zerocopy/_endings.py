@@ -13,6 +13,7 @@ from typing import Final
 
 from ._errors import InferenceError, ServerUnavailable
 from ._transports.base import InferReply, ServerError
+from ._waiter import Waiter
 
 
 class Ending(enum.Enum):
@@ -104,13 +105,20 @@ def public_error(
 
 
 def hand_over(
-    waiter: asyncio.Future[InferReply], reply: InferReply | None, error: BaseException | None
+    waiter: Waiter[InferReply],
+    reply: InferReply | None,
+    error: BaseException | None,
+    *,
+    at_once: bool,
 ) -> None:
-    """Give a waiting caller the reply or the error, if the caller has not left."""
+    """Give a waiting caller the reply or the error, if the caller has not left.
+
+    With ``at_once`` a caller with a reply goes on before this returns.
+    """
     if waiter.done():
         return
     if reply is not None:
-        waiter.set_result(reply)
+        waiter.set_result(reply, at_once=at_once)
     else:
         waiter.set_exception(_seen_by_caller(error))
 

@@ -36,6 +36,7 @@ from ._runtime import ON_LOOP_BYTES, Runtime
 from ._slot_states import SlotState
 from ._slots import Slot, SlotRange
 from ._transports.base import InferReply
+from ._waiter import Waiter
 
 logger = logging.getLogger("triton_zerocopy")
 
@@ -288,7 +289,7 @@ class Engine:
 
     def call(
         self, slot: Slot, message: object, placed: Sequence[Region] = ()
-    ) -> asyncio.Future[InferReply]:
+    ) -> Waiter[InferReply]:
         """Send a message; the answer is to be awaited.
 
         Args:
@@ -304,7 +305,8 @@ class Engine:
         self.pool.depart(slot)
         slot.holds += 1
         slot.placed = placed
-        waiter = slot.waiter = self._loop.create_future()
+        waiter: Waiter[InferReply] = Waiter(self._loop)
+        slot.waiter = waiter
         try:
             self._infer(message, slot.answered)
         except BaseException:
@@ -317,7 +319,7 @@ class Engine:
         return waiter
 
     def _answered(self, slot: Slot, reply: InferReply | None, error: BaseException | None) -> None:
-        self.pool.arrive(slot)
+        is_alone = self.pool.arrive(slot)
         waiter, placed = slot.waiter, slot.placed
         assert waiter is not None
         slot.waiter = None
@@ -327,7 +329,7 @@ class Engine:
             for region in placed:
                 region.end_call(is_ambiguous=False)
         self.unhold(slot)
-        hand_over(waiter, reply, error)
+        hand_over(waiter, reply, error, at_once=is_alone)
 
     def _ended_with(self, slot: Slot, error: BaseException, placed: Sequence[Region]) -> None:
         ending = ending_of(error)

@@ -117,7 +117,14 @@ class Executor:
                 arrays.update(call.given or {})
             if checked.has_inline:
                 self.learn(checked.outputs, request.shapes)
-            return self.result(reply, arrays, call.options)
+            return InferResult(
+                arrays,
+                reply.model_name,
+                reply.model_version,
+                call.options.request_id,
+                reply.parameters,
+                self.to_host,
+            )
         finally:
             engine.unhold(slot)
 
@@ -365,19 +372,6 @@ class Executor:
         for output in received:
             if output.is_inline and self.uses_shm and output.raw.nbytes:
                 self.outgrew(output.spec.name, shapes, output.raw.nbytes)
-
-    def result(
-        self, reply: InferReply, arrays: Mapping[str, Any], options: CallOptions
-    ) -> InferResult:
-        """Put a result together."""
-        return InferResult(
-            arrays,
-            reply.model_name,
-            reply.model_version,
-            options.request_id,
-            reply.parameters,
-            self.to_host,
-        )
 
     async def to_host(self, value: Any) -> Array:
         """Copy to the host what ``out=`` had an output put into."""

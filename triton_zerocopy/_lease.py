@@ -103,7 +103,7 @@ class Lease:
         self._state = LeaseState.RELEASED  # unless all of this succeeds
         layout = executor.lease_layout(self._shapes)
         try:
-            with engine.runtime.limit(self._timeout):
+            with engine.runtime.deadlines.limit(self._timeout):
                 slot = await executor.take(None, layout.byte_size)
         except TimeoutError as error:
             raise InferTimeout(
@@ -193,7 +193,7 @@ class Lease:
         tensors = None if is_plain and self._plain else self._tensors(inputs or {}, shapes or {})
         self._is_calling = True
         try:
-            with executor.engine.runtime.limit(limit):
+            with executor.engine.runtime.deadlines.limit(limit):
                 attempts: Attempts | None = None
                 while True:
                     made = self._plain if tensors is None else self._request(slot, tensors, wanted)
@@ -219,7 +219,14 @@ class Lease:
         executor.learn(received, request.shapes)
         # The next call is the same, unless an output is to come another way by then.
         self._plain = made if is_plain and not any(o.is_inline for o in received) else None
-        result = executor.result(reply, arrays, options)
+        result = InferResult(
+            arrays,
+            reply.model_name,
+            reply.model_version,
+            options.request_id,
+            reply.parameters,
+            executor.to_host,
+        )
         self._results = [reference for reference in self._results if reference() is not None]
         self._results.append(weakref.ref(result))
         return result

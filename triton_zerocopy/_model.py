@@ -187,7 +187,7 @@ class Model:
         options = make_options(request_id, priority, queue_timeout, parameters)
         executor = self._executor
         was_refreshed = False
-        clock = self._runtime.limit(limit)
+        clock = self._runtime.deadlines.limit(limit)
         try:
             with clock:
                 while True:

@@ -129,12 +129,13 @@ class Pool(Generic[T]):
         item.state = SlotState.IN_FLIGHT
         self._in_flight += 1
 
-    def arrive(self, item: T) -> None:
-        """IN_FLIGHT to LEASED: the server answered."""
+    def arrive(self, item: T) -> bool:
+        """IN_FLIGHT to LEASED: the server answered. Return True if it has nothing else to do."""
         if item.state is not SlotState.IN_FLIGHT:
             raise self._illegal(item, SlotState.LEASED)
         item.state = SlotState.LEASED
         self._in_flight -= 1
+        return not self._in_flight
 
     def release(self, item: T) -> None:
         """Give an item back; the next waiter has it at once."""

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 
 from ._cuda.device import Device, open_device
 from ._cuda.results import DeviceResults
-from ._deadlines import Deadline, Deadlines
+from ._deadlines import Deadlines
 from ._endings import public_error
 from ._errors import ClientClosed, ForkedClientError, WrongLoopError
 from ._outliving import outlive
@@ -94,7 +94,7 @@ class Runtime:
         if self.state is RuntimeState.CLOSED:
             raise ClientClosed("this client is closed; make a new one")
         self._loop = loop
-        self._deadlines = Deadlines(loop)
+        self.deadlines = Deadlines(loop)
         self.state = RuntimeState.OPEN
 
     @property
@@ -116,10 +116,6 @@ class Runtime:
                 admin_headers=settings.admin_headers,
             )
         return self._transport
-
-    def limit(self, seconds: float | None) -> Deadline:
-        """Return a timeout for the calling task, to be used in ``with``."""
-        return self._deadlines.limit(seconds)
 
     # Questions to the server
 
@@ -220,7 +216,7 @@ class Runtime:
             if late:
                 await asyncio.wait(late)
         await self.regions.aclose(self._left(deadline))
-        self._deadlines.close()
+        self.deadlines.close()
         self.recycler.clear()
         for results in self._results.values():
             results.close()

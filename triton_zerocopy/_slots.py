@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
@@ -14,6 +13,7 @@ from ._regions.base import Region
 from ._requests import Request
 from ._slot_states import PoolItem
 from ._transports.base import InferReply, MemoryRef
+from ._waiter import Waiter
 
 _REMEMBERED: Final = 64
 
@@ -61,7 +61,7 @@ class Slot(PoolItem):
         """False while work may be queued there that nobody has waited for."""
         self.answered: Callable[[InferReply | None, BaseException | None], None] = _unasked
         """What is to be called when the server has answered."""
-        self.waiter: asyncio.Future[InferReply] | None = None
+        self.waiter: Waiter[InferReply] | None = None
         """What the caller of the call under way waits for."""
         self.placed: Sequence[Region] = ()
         """Regions of the caller's that the call under way refers to."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import mmap
+import resource
 import tracemalloc
 
 import numpy as np
 import pytest
 
 import triton_zerocopy as tz
+from triton_zerocopy import _copying
 
 pytestmark = pytest.mark.anyio
 
@@ -80,3 +83,50 @@ async def test_a_split_batch_and_rows_allocate_the_whole_output_once(server):
                 held.append(await model.infer({"INPUT0": value}))
 
             assert SIZE <= await peak_of(call) < 1.2 * SIZE
+
+
+def layouts():
+    plain = np.arange(1001, dtype=np.float32)
+    square = np.arange(7 * 13 * 5, dtype=np.int16).reshape(7, 13, 5)
+    return {
+        "plain": (plain, plain),
+        "strided": (np.empty(1001, np.float32), np.repeat(plain, 2)[::2]),
+        "backwards": (np.empty(1001, np.float32), plain[::-1]),
+        "byte-swapped": (np.empty(1001, np.float32), plain.astype(">f4")),
+        "Fortran": (np.empty((7, 13, 5), np.int16), np.asfortranarray(square)),
+        "a part of a larger one": (np.empty((9, 13, 5), np.int16)[1:8], square),
+        "few rows": (np.empty((1, 455), np.int16), square.reshape(1, 455)),
+        "one row, strided": (np.empty((1, 455), np.int16), np.empty((1, 910), np.int16)[:, ::2]),
+    }
+
+
+@pytest.mark.parametrize("name", layouts())
+@pytest.mark.parametrize("threads", [1, 2, 3, 4])
+def test_the_pieces_of_a_copy_are_the_whole_of_it(monkeypatch, name, threads):
+    monkeypatch.setattr(_copying, "PIECE", 64)
+    monkeypatch.setattr(_copying, "THREADS", threads)
+    target, source = layouts()[name]
+    target = np.full_like(target, 77)
+    jobs = _copying.copy_jobs(target, source)
+    assert len(jobs) == (1 if name == "one row, strided" else threads)
+    for job in reversed(jobs):
+        job()
+    np.testing.assert_array_equal(target, source)
+
+
+def test_small_copies_and_objects_are_not_cut():
+    small = np.zeros(_copying.PIECE * 2 - 1, np.uint8)
+    assert len(_copying.copy_jobs(small, small)) == 1
+    objects = np.full(_copying.PIECE, None)
+    assert len(_copying.copy_jobs(objects, objects)) == 1
+
+
+async def test_the_pages_of_a_region_are_there_before_it_is_used(server):
+    """A page's first use takes longer than its copy, and would be on the event loop."""
+    async with tz.Client(server.grpc_url) as client:
+        async with client.region(16 << 20) as region:
+            array = region.array((16 << 20,), np.uint8)
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            array[:: mmap.PAGESIZE] = 1
+            faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    assert faults < 400  # of 4096 pages

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 
 import ml_dtypes
 import numpy as np
@@ -245,3 +246,37 @@ async def test_pool_full_is_refused_at_once(server):
             with pytest.raises(tz.PoolExhausted, match="max_waiting=0"):
                 await model.infer({"INPUT0": x})
             await first
+
+
+async def test_every_call_is_checked_whatever_was_called_before(server):
+    """A call like the one before is not checked again; what is not like it is."""
+    good = np.arange(4, dtype=np.float32)
+    wrong = {
+        "another datatype": {"INPUT0": good.astype(np.float64)},
+        "another shape": {"INPUT0": good[:3]},
+        "more dimensions": {"INPUT0": good.reshape(2, 2)},
+        "objects": {"INPUT0": good.astype(object)},
+        "another name": {"INPUT1": good},
+        "one more": {"INPUT0": good, "INPUT1": good},
+        "none": {},
+    }
+    async with tz.Client(server.grpc_url) as client, client.model("fixed", slots=1) as model:
+        for name, inputs in wrong.items():
+            for value in (good, good.astype(">f4"), np.repeat(good, 2)[::2]):
+                assert same((await model.infer({"INPUT0": value}))["OUTPUT0"], good + 1)
+            for _ in range(2):
+                with pytest.raises(tz.InputError):
+                    await model.infer(inputs)
+                    pytest.fail(name)
+        with pytest.raises(tz.InputError, match="INPUT0"):
+            await model.infer({"INPUT0": good}, outputs=["INPUT0"])
+
+
+async def test_a_slot_keeps_nothing_of_the_callers(server):
+    x = np.zeros(4, np.float32)
+    async with tz.Client(server.grpc_url) as client, client.model("fixed", slots=1) as model:
+        for _ in range(3):
+            result = await model.infer({"INPUT0": x})
+        kept = [weakref.ref(x), weakref.ref(result["OUTPUT0"])]
+        del x, result
+        assert [ref() for ref in kept] == [None, None]

@@ -11,7 +11,7 @@ from models import MODELS
 from support import drop_owners, forget_all, own_regions, until, url_of
 
 import triton_zerocopy as tz
-from triton_zerocopy import _engine, _executor, _tensors
+from triton_zerocopy import _copying, _engine, _executor
 from triton_zerocopy.testing import TritonServer
 
 pytestmark = pytest.mark.anyio
@@ -103,15 +103,15 @@ async def test_a_slot_is_held_while_a_thread_copies(server, monkeypatch):
     async with tz.Client(server.grpc_url) as client, client.model("fixed", slots=1) as model:
         await model.infer({"INPUT0": np.zeros(4, np.float32)})
         started, go_on = threading.Event(), threading.Event()
-        real = _tensors.DenseTensor.write
+        real = _copying.copy
 
-        def slow_write(*args):
+        def slow_copy(*args):
             started.set()
             assert go_on.wait(10)
             real(*args)
 
         with monkeypatch.context() as patch:
-            patch.setattr(_tensors.DenseTensor, "write", slow_write)
+            patch.setattr(_copying, "copy", slow_copy)
             task = asyncio.create_task(model.infer({"INPUT0": np.ones(4, np.float32)}))
             await until(started.is_set)
             task.cancel()
@@ -122,6 +122,39 @@ async def test_a_slot_is_held_while_a_thread_copies(server, monkeypatch):
             await until(lambda: model.statistics().available == 1)
 
 
+async def test_a_slot_is_held_until_the_last_piece_is_copied(server, monkeypatch):
+    """One piece of a large copy fails while another one is still being copied."""
+    import threading
+
+    all_copies_in_threads(monkeypatch)
+    monkeypatch.setattr(_copying, "PIECE", 8)
+    monkeypatch.setattr(_copying, "THREADS", 2)
+    async with tz.Client(server.grpc_url) as client, client.model("fixed", slots=1) as model:
+        go_on = threading.Event()
+        real, calls = _copying.copy, []
+
+        def copy(target, source):
+            calls.append(target)
+            if len(calls) == 1:
+                raise MemoryError
+            assert go_on.wait(10)
+            real(target, source)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(_copying, "copy", copy)
+            task = asyncio.create_task(model.infer({"INPUT0": np.ones(4, np.float32)}))
+            await until(lambda: len(calls) == 2)
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert model.statistics().available == 0, "a thread still writes"
+            go_on.set()
+            with pytest.raises(MemoryError):
+                await task
+        assert [target.nbytes for target in calls] == [8, 8]
+        result = await model.infer({"INPUT0": np.ones(4, np.float32)})
+        np.testing.assert_array_equal(result["OUTPUT0"], np.full(4, 2))
+
+
 async def test_a_copy_into_out_is_finished_before_the_cancel(server, monkeypatch):
     import threading
 
@@ -130,15 +163,15 @@ async def test_a_copy_into_out_is_finished_before_the_cancel(server, monkeypatch
         await model.infer({"INPUT0": np.zeros(4, np.float32)})
         all_copies_in_threads(monkeypatch)
         started, go_on = threading.Event(), threading.Event()
-        real = np.copyto
+        real = _copying.copy
 
-        def slow_copy(target, source, **options):
+        def slow_copy(target, source):
             if np.shares_memory(target, out):
                 started.set()
                 assert go_on.wait(10)
-            real(target, source, **options)
+            real(target, source)
 
-        monkeypatch.setattr(np, "copyto", slow_copy)
+        monkeypatch.setattr(_copying, "copy", slow_copy)
         call = model.infer({"INPUT0": np.ones(4, np.float32)}, out={"OUTPUT0": out})
         task = asyncio.create_task(call)
         await until(started.is_set)

@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, TypeVar
 
+from ._copying import Job
 from ._cuda.device import Device
 from ._endings import Ending, ending_of, hand_over
 from ._errors import CapacityError, RegistrationError, ServerUnavailable
@@ -202,6 +203,16 @@ class Engine:
         if byte_size <= ON_LOOP_BYTES:
             return work()
         return await self.follow(slot, self.runtime.submit(work), must_finish=must_finish)
+
+    async def copy(
+        self, slot: Slot, jobs: Sequence[Job], byte_size: int, *, must_finish: bool = False
+    ) -> None:
+        """Make copies, large ones in threads at the same time; else as ``offload``."""
+        if byte_size <= ON_LOOP_BYTES:
+            for job in jobs:
+                job()
+            return
+        await self.follow(slot, self.runtime.submit_all(jobs), must_finish=must_finish)
 
     async def follow(
         self, slot: Slot, future: asyncio.Future[Result], *, must_finish: bool = False

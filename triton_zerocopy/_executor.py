@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -10,8 +9,9 @@ import numpy as np
 
 from ._attempts import Attempts
 from ._calls import Call, CallChecker
+from ._copying import Job
 from ._cuda.device import Device
-from ._datatypes import BYTES, Array, Shape, byte_size_of
+from ._datatypes import Array, Shape, byte_size_of
 from ._engine import Engine
 from ._errors import CapacityError, ServerUnavailable
 from ._layout import ALIGNMENT, Layout, OutputPlace, Want, lay_out, want_output
@@ -212,7 +212,7 @@ class Executor:
             for place in request.outputs:
                 if place.offset is not None:
                     request.room(place)[:] = POISON
-        await self.engine.offload(slot, lambda: request.write(tensors), request.byte_size_written)
+        await self.engine.copy(slot, request.jobs(tensors), request.byte_size_written)
 
     # Places
 
@@ -337,19 +337,17 @@ class Executor:
 
     async def _collect(self, slot: Slot, checked: Checked, call: Call) -> dict[str, Any]:
         """Copy the outputs out, all in one go."""
-        target, received = call.target, checked.outputs
-        copies = []
-        for output in received:
-            into = None if target is None else target(output.spec, output.shape)
-            if into is None and output.spec.datatype != BYTES:
-                into = self.new_array(output.spec, output.shape)
-            copies.append((output, into))
-        return await self.engine.offload(
-            slot,
-            lambda: {output.spec.name: output.copy(into) for output, into in copies},
-            checked.copy_cost,
-            must_finish=call.is_owned_by_caller,
-        )
+        arrays: dict[str, Any] = {}
+        jobs: list[Job] = []
+        for output in checked.outputs:
+            spec = output.spec
+            into = None if call.target is None else call.target(spec, output.shape)
+            if into is None:
+                into = self.new_array(spec, output.shape)
+            arrays[spec.name] = into
+            jobs += output.jobs(into)
+        await self.engine.copy(slot, jobs, checked.copy_cost, must_finish=call.is_owned_by_caller)
+        return arrays
 
     async def views(self, slot: Slot, outputs: Sequence[Received]) -> dict[str, Any]:
         """Return the outputs of a lease, without a copy where that is possible."""
@@ -381,12 +379,3 @@ class Executor:
         """Remember how large a variable output was for inputs of these shapes."""
         if self.sizes.learn(name, shapes, byte_size):
             self._layouts.clear()
-
-
-async def gather_all(calls: Sequence[Any]) -> list[Any]:
-    """Wait for all of them, then raise the first error there was."""
-    results = await asyncio.gather(*calls, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-    return list(results)

@@ -13,10 +13,10 @@ from ._cuda.device import Device
 from ._device_executor import DeviceExecutor
 from ._engine import Engine
 from ._errors import InferenceError, InferTimeout, PoolClosed
-from ._executor import Executor, gather_all
+from ._executor import Executor
 from ._lease import Lease
 from ._options import USE_DEFAULT, UseDefault, make_options, seconds
-from ._outliving import outlive
+from ._outliving import gather_all, outlive
 from ._output_sizes import OutputSizes
 from ._places import calling_place
 from ._results import InferResult

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
@@ -32,6 +33,15 @@ async def see_through(work: asyncio.Future[Result]) -> Result:
             except asyncio.CancelledError:
                 continue
         raise
+
+
+async def gather_all(calls: Sequence[Any]) -> list[Any]:
+    """Wait for all of them, then raise the first error there was."""
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return list(results)
 
 
 def _look_at(work: asyncio.Future[Any]) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
-import numpy as np
-
 from ._arrays import as_tensor
+from ._copying import Job, copy, copy_jobs
 from ._datatypes import BYTES, Array, Shape, decode_bytes
 from ._errors import InferenceError
 from ._specs import TensorSpec
@@ -56,9 +56,15 @@ class Received:
         """Return the tensor in memory of its own, in ``target`` if that is given."""
         view: Array = self.view()
         if target is not None:
-            np.copyto(target, view, casting="equiv")
+            copy(target, view)
             return target
         return view if self.spec.datatype == BYTES else view.copy()
+
+    def jobs(self, target: Array) -> list[Job]:
+        """Return copies of it into ``target`` that can be made at the same time."""
+        if self.spec.datatype == BYTES:
+            return [partial(self.copy, target)]
+        return copy_jobs(target, self.view())
 
     @property
     def copy_cost(self) -> int:

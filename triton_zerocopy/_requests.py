@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ._copying import Job
 from ._datatypes import Shape
 from ._layout import OutputPlace
 from ._received import Checked
@@ -48,6 +49,11 @@ class Request:
         for tensor, array in zip(tensors, self.targets):  # noqa: B905 # strict costs as much again
             if array is not None:
                 tensor.write(array)
+
+    def jobs(self, tensors: Sequence[Tensor]) -> list[Job]:
+        """Return the same as what can be done at the same time."""
+        pairs = zip(tensors, self.targets, strict=True)
+        return [job for tensor, array in pairs if array is not None for job in tensor.jobs(array)]
 
     @property
     def byte_size_written(self) -> int:

@@ -6,16 +6,17 @@ import asyncio
 import enum
 import logging
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
+from ._copying import THREADS, Job
 from ._cuda.device import Device, open_device
 from ._cuda.results import DeviceResults
 from ._deadlines import Deadlines
 from ._endings import public_error
 from ._errors import ClientClosed, ForkedClientError, WrongLoopError
-from ._outliving import outlive
+from ._outliving import gather_all, outlive
 from ._reaper import Reaper
 from ._recycling import Recycler
 from ._region_keeper import RegionKeeper
@@ -36,8 +37,6 @@ millisecond, while handing one to a thread and back costs 0.1 to 0.2 ms."""
 
 _LAST_WORDS: Final = 0.5
 """Seconds to tell the server that regions are gone, when the time to close is over."""
-_THREADS: Final = max(1, min(4, (os.cpu_count() or 2) - 1))
-"""Threads for copies and the file system: one core is left to the event loop."""
 
 
 class RuntimeState(enum.Enum):
@@ -148,8 +147,12 @@ class Runtime:
     def submit(self, work: Callable[[], Result]) -> asyncio.Future[Result]:
         """Run blocking work in a thread. Cancelling the future does not stop the thread."""
         if self._threads is None:
-            self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="triton_zerocopy")
+            self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="triton_zerocopy")
         return self.loop.run_in_executor(self._threads, work)
+
+    def submit_all(self, jobs: Sequence[Job]) -> asyncio.Future[Any]:
+        """The same for what can be done at the same time; done when all of it is."""
+        return self.spawn(gather_all([self.submit(job) for job in jobs]))
 
     async def run_copy(self, copy: Callable[[], Any], byte_size: int) -> Any:
         """Run a copy, in a thread if it is large."""

@@ -8,7 +8,8 @@ from typing import Any
 from ._calls import Call
 from ._datatypes import Shape
 from ._errors import InferenceError
-from ._executor import Executor, gather_all
+from ._executor import Executor
+from ._outliving import gather_all
 from ._replies import Target
 from ._results import InferResult
 from ._specs import TensorSpec

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from ._copying import Job, copy, copy_jobs
 from ._cuda.arrays import DeviceArray
 from ._cuda.transfer import Pair
 from ._cuda.views import DeviceView
@@ -33,6 +34,10 @@ class Tensor(Protocol):
 
     def write(self, target: Array) -> None:
         """Copy into ``target``: this shape and dtype, or flat uint8 for BYTES."""
+        ...
+
+    def jobs(self, target: Array) -> list[Job]:
+        """The same as what can be done at the same time."""
         ...
 
     def copies(self, target: DeviceArray) -> list[Pair]:
@@ -66,6 +71,9 @@ class DenseTensor:
     def write(self, target: Array) -> None:
         target[...] = self.array  # of the same datatype, which was checked; in any byte order
 
+    def jobs(self, target: Array) -> list[Job]:
+        return copy_jobs(target, self.array)
+
     def copies(self, target: DeviceArray) -> list[Pair]:
         return [(target, self.array)]
 
@@ -90,7 +98,11 @@ class RowsTensor:
 
     def write(self, target: Array) -> None:
         for place, row in zip(target, self.arrays, strict=True):
-            np.copyto(place, row, casting="equiv")
+            copy(place, row)
+
+    def jobs(self, target: Array) -> list[Job]:
+        pairs = zip(target, self.arrays, strict=True)
+        return [job for place, row in pairs for job in copy_jobs(place, row)]
 
     def copies(self, target: DeviceArray) -> list[Pair]:
         return [(target[index], row) for index, row in enumerate(self.arrays)]
@@ -133,6 +145,9 @@ class BytesTensor:
     def write(self, target: Array) -> None:
         target[:] = np.frombuffer(self.frame(), np.uint8)
 
+    def jobs(self, target: Array) -> list[Job]:
+        return copy_jobs(target, np.frombuffer(self.frame(), np.uint8))
+
     def copies(self, target: DeviceArray) -> list[Pair]:
         raise NotImplementedError("BYTES are never in device memory")
 
@@ -167,6 +182,9 @@ class DeviceTensor:
     def write(self, target: Array) -> None:
         raise NotImplementedError("a tensor on a GPU is never copied to a host model")
 
+    def jobs(self, target: Array) -> list[Job]:
+        raise NotImplementedError("a tensor on a GPU is never copied to a host model")
+
     def copies(self, target: DeviceArray) -> list[Pair]:
         if self.is_rows:
             return [(target[index], row) for index, row in enumerate(self.parts)]
@@ -196,6 +214,9 @@ class PlacedTensor:
     byte_size: int
 
     def write(self, target: Array) -> None:
+        raise NotImplementedError("a placed tensor is never copied")
+
+    def jobs(self, target: Array) -> list[Job]:
         raise NotImplementedError("a placed tensor is never copied")
 
     def copies(self, target: DeviceArray) -> list[Pair]:

@@ -157,7 +157,11 @@ def _create(path: str, byte_size: int, mode: int, gid: int | None) -> mmap.mmap:
             # After chown, which clears bits, and free of the umask.
             os.fchmod(descriptor, mode)
             os.posix_fallocate(descriptor, 0, byte_size)
-            return _map(descriptor, byte_size)
+            mapped = _map(descriptor, byte_size)
+            # The first use of a page takes longer than copying it. MAP_POPULATE and madvise
+            # would do, but keep Python 3.11's other threads waiting, and so the event loop.
+            np.frombuffer(mapped, np.uint8)[:: mmap.PAGESIZE] = 0
+            return mapped
         finally:
             os.close(descriptor)
     except BaseException as error:

@@ -219,23 +219,30 @@ class _Flight:
         self._step()
 
     def _step(self, _finished: object = None) -> None:
+        reply: InferReply | None = None
+        problem: BaseException | None = None
         try:
             future = self._steps.send(None)
         except StopIteration as end:
-            try:
-                reply = self._parse(end.value)
-            except Exception as error:  # noqa: BLE001 # a callback has nobody to raise to
-                self._done(None, ServerError("DATA_LOSS", f"unreadable answer: {error!r}"))
-            else:
-                self._done(reply, None)
+            reply, problem = self._read(end.value)
         except grpc.RpcError as error:
-            self._done(None, _server_error(error))
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 # as above
-            self._done(None, error)
+            problem = _server_error(error)
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 # as below
+            problem = error
         else:
             # As a task does on receiving it.
             future._asyncio_future_blocking = False  # noqa: SLF001
             future.add_done_callback(self._step)
+            return
+        # Not while one of those is handled: what the caller goes on to raise has nothing to do
+        # with it.
+        self._done(reply, problem)
+
+    def _read(self, answer: bytes) -> tuple[InferReply | None, ServerError | None]:
+        try:
+            return self._parse(answer), None
+        except Exception as error:  # noqa: BLE001 # a callback has nobody to raise to
+            return None, ServerError("DATA_LOSS", f"unreadable answer: {error!r}")
 
 
 def channel_credentials(ssl: SslOptions) -> grpc.ChannelCredentials:

@@ -67,8 +67,8 @@ def _measure(
             print(f"\n{row.name}: left out, it needs: {', '.join(needs)}")
             continue
         samples = measure_row(row, options.rounds, conditions)
-        report.print_row(row, samples)
-        results.append(report.row_facts(row, samples))
+        report.print_row(row, samples, uses_uvloop=options.uvloop)
+        results.append(report.row_facts(row, samples, uses_uvloop=options.uvloop))
         sys.stdout.flush()
     if _is_wanted(burst.NAME, options.names):
         rounds = max(1, options.rounds // _BURST_SHARE)

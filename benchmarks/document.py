@@ -79,7 +79,7 @@ def _row(result: Mapping[str, Any]) -> Iterator[str]:
         for goal in result["goals"]:
             sign = "≥" if goal["sign"] == ">=" else "≤"
             yield (
-                f"| {goal['dividend']} / {goal['divisor']} | {goal['ratio']:.3g} | "
+                f"| {goal['what']} | {goal['ratio']:.3g} | "
                 f"{sign} {goal['limit']:g} | {'yes' if goal['is_met'] else 'no'} |"
             )
         yield ""

@@ -50,12 +50,27 @@ class Goal:
         divisor: name of another one.
         limit: the ratio that is to be reached.
         is_at_least: whether the ratio is to be that or more, else that or less.
+        on_uvloop: the ratio that is to be reached on uvloop, if that is another one.
+        is_cpu: whether it is about the client's processor time.
+        beyond: name of a contender whose time is taken off the divisor's first.
     """
 
     dividend: str
     divisor: str
     limit: float
     is_at_least: bool = False
+    on_uvloop: float | None = None
+    is_cpu: bool = False
+    beyond: str = ""
+
+    @property
+    def names(self) -> set[str]:
+        """Names of all contenders it is about."""
+        return {self.dividend, self.divisor, self.beyond} - {""}
+
+    def __str__(self) -> str:
+        divisor = f"({self.divisor} - {self.beyond})" if self.beyond else self.divisor
+        return f"{self.dividend} / {divisor}{', client CPU' if self.is_cpu else ''}"
 
 
 @dataclass(frozen=True)
@@ -87,7 +102,7 @@ class Row:
     def checked_goals(self) -> Sequence[Goal]:
         """The goals whose contenders are both present."""
         names = {contender.name for contender in self.present}
-        return [goal for goal in self.goals if {goal.dividend, goal.divisor} <= names]
+        return [goal for goal in self.goals if goal.names <= names]
 
 
 @dataclass

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
+import numpy as np
+
 import triton_zerocopy as tz
 
 from .callers import Caller
@@ -32,6 +34,18 @@ class Infer(Caller):
 
     async def outputs(self) -> Tensors:
         return dict(await self.call())
+
+
+class InferOut(Infer):
+    """The same into an array that the caller had before."""
+
+    def __init__(self, inputs: Tensors, model: tz.Model) -> None:
+        super().__init__(inputs, model)
+        (array,) = inputs.values()
+        self._out = {"OUTPUT0": np.empty_like(array)}
+
+    async def call(self) -> tz.InferResult:
+        return await self._model.infer(self.inputs, out=self._out)
 
 
 class Lease(Caller):
@@ -82,6 +96,15 @@ async def lease(
     """Callers of one model with as many slots."""
     async with _opened(url, name, workload, count) as model:
         yield [Lease(workload.inputs(seed), model) for seed in range(count)]
+
+
+@asynccontextmanager
+async def http_infer_out(
+    url: str, name: str, workload: Workload, count: int
+) -> AsyncIterator[Sequence[Caller]]:
+    """The same with ``out=`` over HTTP."""
+    async with _opened(f"http://{url}", name, workload, count) as model:
+        yield [InferOut(workload.inputs(seed), model) for seed in range(count)]
 
 
 def http_infer(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 
-from . import blocking, limits, ours, peers, pytriton_client, shm_client, wrk
+from . import blocking, layers, limits, ours, peers, pytriton_client, shm_client, wrk
 from .backends import MEMCPY, NULL
 from .callers import Opener
 from .measuring import READY, Contender, Goal, Row, Samples, serve_turns
@@ -31,11 +31,14 @@ _BY_HAND = "tritonclient.grpc.aio + shm by hand"
 _HTTP_BY_HAND = "tritonclient.http.aio + shm by hand"
 _BARE = "grpc.aio stub, message made before, no copies"
 _COPIES = "two copies, no call"
+_COPIES_IN_PLACE = "two copies, no call, into what is there"
 _WRK = "wrk (C), HTTP request made before, no copies"
 _SHM_CLIENT = "triton-shm-client 0.1.0 (synchronous)"
 _INFER = "triton_zerocopy infer"
 _INFER_HTTP = "triton_zerocopy infer, http"
+_INFER_OUT = "triton_zerocopy infer out=, http"
 _LEASE = "triton_zerocopy lease, 32 MB"
+_LEASE_HTTP = "triton_zerocopy lease, http"
 
 _NO_HTTP = "" if ours.speaks_http() else "a version of triton_zerocopy with http:// urls"
 _NO_WRK = "" if wrk.is_here() else "wrk (apt-get install wrk)"
@@ -69,6 +72,16 @@ def _everybody(workload: Workload) -> tuple[Contender, ...]:
     )
 
 
+_ALONE = (
+    Goal(_INFER_HTTP, _WRK, 1.45, on_uvloop=1.35),
+    Goal(_BY_HAND, _INFER_HTTP, 3.0, is_at_least=True, on_uvloop=3.5),
+)
+_MANY = (
+    Goal(_WRK, _INFER_HTTP, 0.75, is_at_least=True),
+    Goal(_INFER_HTTP, _BY_HAND, 0.3, is_cpu=True),
+)
+
+
 def _small(callers: int) -> Row:
     suffix = "" if callers == 1 else f"-{callers}"
     who = "1 caller" if callers == 1 else f"{callers} callers, {callers} slots"
@@ -82,15 +95,15 @@ def _small(callers: int) -> Row:
             Contender(_WRK, wrk.post, SMALL, is_http=True, needs=_NO_WRK),
         ),
         (
-            Goal(_INFER, _BY_HAND, 1.05),
-            Goal(_INFER_HTTP, _WRK, 1.5),
+            Goal(_INFER, _BY_HAND, 0.98 if callers == 1 else 1.0),
+            *(_ALONE if callers == 1 else _MANY),
         ),
         callers=callers,
         reference=_INFER,
     )
 
 
-def _against_shm_client(label: str, workload: Workload, what: str) -> Row:
+def _against_shm_client(label: str, workload: Workload, what: str, faster: float) -> Row:
     return Row(
         f"shm-client-{label}",
         f"{what}, 1 caller, the server copies once",
@@ -98,9 +111,33 @@ def _against_shm_client(label: str, workload: Workload, what: str) -> Row:
         (
             Contender(_SHM_CLIENT, shm_client.infer_shm, workload, needs=_NO_SHM_CLIENT),
             Contender(_INFER, ours.infer, workload),
+            Contender(_INFER_HTTP, ours.http_infer, workload, is_http=True, needs=_NO_HTTP),
         ),
-        (Goal(_INFER, _SHM_CLIENT, 1.0),),
+        (
+            Goal(_SHM_CLIENT, _INFER, 1.0, is_at_least=True),
+            Goal(_SHM_CLIENT, _INFER_HTTP, faster, is_at_least=True),
+        ),
         reference=_INFER,
+    )
+
+
+def _with_out(label: str, workload: Workload, what: str) -> Row:
+    def http(name: str, opener: Opener) -> Contender:
+        return Contender(name, opener, workload, is_http=True, needs=_NO_HTTP)
+
+    return Row(
+        f"out-{label}",
+        f"{what} into arrays that are there, 1 caller, the server copies nothing",
+        NULL,
+        (
+            http(_INFER_OUT, ours.http_infer_out),
+            http(_INFER_HTTP, ours.http_infer),
+            http(_LEASE_HTTP, ours.http_lease),
+            Contender(_COPIES_IN_PLACE, limits.copies_in_place, workload),
+            Contender(_COPIES, limits.copies, workload),
+        ),
+        (Goal(_COPIES_IN_PLACE, _INFER_OUT, 0.8, is_at_least=True, beyond=_LEASE_HTTP),),
+        reference=_INFER_OUT,
     )
 
 
@@ -116,6 +153,8 @@ ROWS = (
         ),
         reference=_INFER,
     ),
+    _with_out("4.8mb", IMAGE, "4.8 MB in and out,"),
+    _with_out("32mb", LARGE, "32 MB in and out,"),
     Row(
         "lease",
         "large tensors, 1 caller, the server copies nothing",
@@ -138,10 +177,27 @@ ROWS = (
     ),
     _small(1),
     _small(32),
-    _against_shm_client("large", SHM_LARGE, "batch of 2 x 3x1080x1920 (50 MB)"),
-    _against_shm_client("normal", SHM_NORMAL, "batch of 8 x 3x224x224 (4.8 MB)"),
-    _against_shm_client("multi-io", SHM_MULTI, "two of 8 x 3x224x224 in, two out (9.6 MB)"),
-    _against_shm_client("identity", SHM_IDENTITY, "batch of 8 x 16 (512 B)"),
+    Row(
+        "layers",
+        "64 B in and out over HTTP, 1 caller: what each layer adds",
+        NULL,
+        tuple(
+            Contender(name, opener, SMALL, is_http=True, needs=_NO_HTTP)
+            for name, opener in (
+                ("a blocking socket, the same bytes", layers.blocking),
+                ("+ the event loop, with a bare protocol", layers.event_loop),
+                ("+ the library's transport, without a future", layers.transport),
+                ("+ its slots", layers.engine),
+                (_INFER_HTTP, ours.http_infer),
+            )
+        ),
+        (),
+        reference=_INFER_HTTP,
+    ),
+    _against_shm_client("large", SHM_LARGE, "batch of 2 x 3x1080x1920 (50 MB)", 1.2),
+    _against_shm_client("normal", SHM_NORMAL, "batch of 8 x 3x224x224 (4.8 MB)", 1.2),
+    _against_shm_client("multi-io", SHM_MULTI, "two of 8 x 3x224x224 in, two out (9.6 MB)", 1.2),
+    _against_shm_client("identity", SHM_IDENTITY, "batch of 8 x 16 (512 B)", 3.0),
 )
 
 

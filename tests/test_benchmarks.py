@@ -47,8 +47,7 @@ FACTS = {
             "contenders": [contender("peer", 0.0004), contender("triton_zerocopy infer", 0.0002)],
             "goals": [
                 {
-                    "dividend": "triton_zerocopy infer",
-                    "divisor": "peer",
+                    "what": "triton_zerocopy infer / peer",
                     "ratio": 0.5,
                     "sign": "<=",
                     "limit": 1.05,

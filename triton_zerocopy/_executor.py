@@ -92,14 +92,14 @@ class Executor:
         Cancellation: the caller is released at once, the slot when the server answered.
         """
         engine = self.engine
-        layout = self.layout_for(call)
+        layout = self._layouts.get(call.kind) or self.layout_for(call)
         slot = engine.acquire_nowait()
         if slot is None or layout.byte_size > slot.byte_size:
             slot = await self.take(slot, layout.byte_size, may_queue=call.may_queue)
         try:
             attempts: Attempts | None = None
             while True:
-                request = self._request(slot, layout, call)
+                request = slot.requests.get(layout) or self._request(slot, layout, call)
                 try:
                     reply = await self.send(slot, request, call.sent, call.options)
                     break
@@ -272,10 +272,12 @@ class Executor:
         ]
 
     def _request(self, slot: Slot, layout: Layout, call: Call) -> Request:
-        if not call.kind.has_placed:
-            return slot.request(layout, self._prepare)
-        # Where the caller's own tensors lie changes from call to call.
-        return self._prepare(slot, layout, call.tensors)
+        if call.kind.has_placed:
+            # Where the caller's own tensors lie changes from call to call.
+            return self._prepare(slot, layout, call.tensors)
+        request = self._prepare(slot, layout)
+        slot.keep(layout, request)
+        return request
 
     def _prepare(
         self, slot: Slot, layout: Layout, tensors: Sequence[Tensor] | None = None

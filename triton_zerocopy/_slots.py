@@ -28,7 +28,6 @@ class Slot(PoolItem):
     __slots__ = (
         "__weakref__",
         "_messages",
-        "_requests",
         "_root",
         "answered",
         "holds",
@@ -38,6 +37,7 @@ class Slot(PoolItem):
         "lent_streams",
         "placed",
         "region",
+        "requests",
         "rest_until",
         "waiter",
     )
@@ -51,7 +51,8 @@ class Slot(PoolItem):
         self.rest_until = 0.0
         """Loop time before which the region may not be unregistered; 0 for any time."""
         self._root: Root | None = None
-        self._requests: dict[Layout, Request] = {}
+        self.requests: dict[Layout, Request] = {}
+        """Those that were made for a layout in this region."""
         self._messages: dict[object, object] = {}
         self.lease_root: weakref.ref[Any] | None = None
         """What arrays of the last lease are views of; None once nothing of it is left."""
@@ -81,18 +82,14 @@ class Slot(PoolItem):
 
     def forget_prepared(self) -> None:
         """Drop the prepared messages; the region's name changed."""
-        self._requests.clear()
+        self.requests.clear()
         self._messages.clear()
 
-    def request(self, layout: Layout, make: Callable[[Slot, Layout], Request]) -> Request:
-        """Return the request of a layout, making it at the first time."""
-        request = self._requests.get(layout)
-        if request is None:
-            request = make(self, layout)
-            if len(self._requests) >= _REMEMBERED:
-                self._requests.clear()
-            self._requests[layout] = request
-        return request
+    def keep(self, layout: Layout, request: Request) -> None:
+        """Keep the request of a layout for its next call."""
+        if len(self.requests) >= _REMEMBERED:
+            self.requests.clear()
+        self.requests[layout] = request
 
     def remember(self, key: object, make: Callable[[], object]) -> object:
         """Return the message prepared for ``key``, making it at the first time."""

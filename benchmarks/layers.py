@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import triton_zerocopy as tz
+from triton_zerocopy._transports.base import DEFAULT_OPTIONS
 from triton_zerocopy._waiter import Waiter
 
 from .callers import Caller, Opener
@@ -122,6 +123,22 @@ class _Engine(_Layer):
             self._engine.unhold(slot)
 
 
+class _Copies(_Layer):
+    """The call itself: both copies, the check of the answer, and the result."""
+
+    def __init__(self, inputs: Tensors, lease: tz.Lease, model: tz.Model) -> None:
+        super().__init__(inputs, lease, model)
+        self._executor: Any = model._executor
+        self._call = self._executor.checker.check(inputs, None, DEFAULT_OPTIONS)
+
+    async def call(self) -> tz.InferResult:
+        result: tz.InferResult = await self._executor.run(self._call)
+        return result
+
+    async def outputs(self) -> Tensors:
+        return dict(await self.call())
+
+
 @asynccontextmanager
 async def _opened(
     kind: type[_Layer], url: str, name: str, workload: Workload, count: int
@@ -146,3 +163,4 @@ blocking: Opener = partial(_opened, _Blocking)
 event_loop: Opener = partial(_opened, _Loop)
 transport: Opener = partial(_opened, _Transport)
 engine: Opener = partial(_opened, _Engine)
+copies: Opener = partial(_opened, _Copies)

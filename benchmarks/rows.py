@@ -188,6 +188,7 @@ ROWS = (
                 ("+ the event loop, with a bare protocol", layers.event_loop),
                 ("+ the library's transport, without a future", layers.transport),
                 ("+ its slots", layers.engine),
+                ("+ two copies, checks, a result", layers.copies),
                 (_INFER_HTTP, ours.http_infer),
             )
         ),

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import gc
-import http.client
-import json
 import os
 from pathlib import Path
 
 import pytest
+from conformance.raw import Http
 from loops import BOTH
 from models import MODELS
-from support import own_files, owner_files
+from support import own_files, owner_files, url_of
 
 pytest_plugins = ["triton_zerocopy.testing.pytest_plugin"]
 
@@ -69,7 +68,7 @@ class Guard:
     def watch(self, server):
         self.server = server
         self.registered = _registrations(server)
-        self.owners = owner_files(server.grpc_url)
+        self.owners = _owners(server)
         self.files = own_files()
         self.children = _children()
 
@@ -82,7 +81,7 @@ class Guard:
         assert own_files() == self.files, "files left in /dev/shm"
         if self.server is not None:
             assert _registrations(self.server) == self.registered, "regions left registered"
-            assert owner_files(self.server.grpc_url) == self.owners, "owner files left"
+            assert _owners(self.server) == self.owners, "owner files left"
         assert _children() == self.children, "processes left running"
 
 
@@ -92,13 +91,13 @@ def _children():
 
 def _registrations(server):
     """Ask the server over HTTP, so that nothing of the library is in the way."""
-    host, port = server.http_url.removeprefix("http://").split(":")
-    connection = http.client.HTTPConnection(host, int(port), timeout=10)
-    try:
-        connection.request("GET", "/v2/systemsharedmemory/status")
-        return {entry["name"] for entry in json.loads(connection.getresponse().read())}
-    finally:
-        connection.close()
+    with Http(server.http_url) as web:
+        return {entry["name"] for entry in web.get("/v2/systemsharedmemory/status")}
+
+
+def _owners(server):
+    """The clients of each endpoint have owner files of their own."""
+    return owner_files(*[url_of(server, each) for each in ("grpc", "http")])
 
 
 @pytest.fixture(autouse=True)

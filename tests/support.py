@@ -43,9 +43,9 @@ def own_regions():
     return {name for name in own_files() if not name.endswith(".owner")}
 
 
-def owner_files(url):
-    """Return the names of owner files, of any process, that are for a server."""
-    server = server_key(parse_url(url))
+def owner_files(*urls):
+    """Return the names of owner files, of any process, that are for a server by these urls."""
+    servers = {server_key(parse_url(url)) for url in urls}
     found = set()
     for path in SHM.glob("tzc-*.owner"):
         if not path.is_file():
@@ -54,7 +54,7 @@ def owner_files(url):
             record = Record.parse(path.read_bytes())
         except OSError:
             continue
-        if record is not None and record.server == server:
+        if record is not None and record.server in servers:
             found.add(path.name)
     return found
 
@@ -67,7 +67,10 @@ def drop_owners(url):
 
 def url_of(server, transport):
     """Return the url of one of a server's endpoints."""
-    return server.grpc_url if transport == "grpc" else f"http://{server.http_url}"
+    if transport.startswith("grpc"):
+        return server.grpc_url
+    scheme = "http+" if server.http_url.startswith("unix:") else "http://"
+    return f"{scheme}{server.http_url}"
 
 
 async def until(condition):

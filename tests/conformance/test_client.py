@@ -1,4 +1,4 @@
-"""This library's own client against both."""
+"""This library's own client against both, on TCP and on Unix sockets."""
 
 from __future__ import annotations
 
@@ -16,9 +16,14 @@ pytestmark = pytest.mark.anyio
 X = np.arange(4, dtype=np.float32)
 
 
-@pytest.fixture(params=["grpc", "http"])
+@pytest.fixture(params=["grpc", "http", "grpc-unix", "http-unix"])
 def transport(request):
     return request.param
+
+
+@pytest.fixture
+def on_unix(transport):
+    return transport.endswith("-unix")
 
 
 @pytest.fixture(params=["system", "wire"])
@@ -137,32 +142,45 @@ async def test_errors_of_the_server(server, transport):
 
 async def test_metadata_through_tritonclient(server, transport):
     async with tz.Client(url_of(server, transport)) as client:
-        assert client.triton is client.triton
-        found = await client.triton.get_server_metadata()
-        config = await client.triton.get_model_config("rows")
-        if transport == "grpc":
-            assert (found.version, config.config.max_batch_size) == (server.version, 4)
+        if transport == "http-unix":
+            with pytest.raises(tz.InputError, match="Unix"):
+                client.triton
         else:
-            assert (found["version"], config["max_batch_size"]) == (server.version, 4)
+            assert client.triton is client.triton
+            found = await client.triton.get_server_metadata()
+            config = await client.triton.get_model_config("rows")
+            if transport == "http":
+                assert (found["version"], config["max_batch_size"]) == (server.version, 4)
+            else:
+                assert (found.version, config.config.max_batch_size) == (server.version, 4)
         model = await client.model("optional")
         assert [model.inputs[name].optional for name in "AB"] == [False, True]
         await model.aclose()
 
 
-async def test_a_server_that_restarts_is_used_again(make_server, transport):
-    """Its regions are registered anew; the call that met it dead may fail."""
+@pytest.mark.parametrize("on_unix", [False, True], ids=["tcp", "unix"])
+async def test_a_server_that_restarts_is_used_again(make_server):
+    """Its regions are registered anew; the call that met it dead may fail.
+
+    Clients of both protocols are there at once, as starting a server takes long.
+    """
     async with make_server({"fixed": MODELS["fixed"]}) as server:
         async with (
-            tz.Client(url_of(server, transport)) as client,
-            client.model("fixed", slots=2) as model,
+            tz.Client(url_of(server, "grpc")) as first,
+            tz.Client(url_of(server, "http")) as second,
+            first.model("fixed", slots=2) as one,
+            second.model("fixed", slots=2) as other,
         ):
-            await model.infer({"INPUT0": X})
-            await server.akill()
-            with pytest.raises(tz.ServerUnavailable):
+            for model in (one, other):
                 await model.infer({"INPUT0": X})
+            await server.akill()
+            for model in (one, other):
+                with pytest.raises(tz.ServerUnavailable):
+                    await model.infer({"INPUT0": X})
             await server.arestart()
-            await client.wait_ready(timeout=20)
-            for _ in range(3):
-                result = await model.infer({"INPUT0": X})
-                np.testing.assert_array_equal(result["OUTPUT0"], X + 1)
+            for client, model in ((first, one), (second, other)):
+                await client.wait_ready(timeout=20)
+                for _ in range(3):
+                    result = await model.infer({"INPUT0": X})
+                    np.testing.assert_array_equal(result["OUTPUT0"], X + 1)
         await server.akill()

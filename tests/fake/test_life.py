@@ -166,6 +166,21 @@ def test_unix_sockets(tmp_path):
         assert web_is_ready(server)
 
 
+def test_unix_sockets_of_a_killed_server(tmp_path):
+    """They are removed at its end, but not one on which somebody else listens by then."""
+    addresses = {f"{each}_address": f"unix:{tmp_path}/{each}" for each in ("grpc", "http")}
+    web = tmp_path / "http"
+    with FakeTriton(FIXED, **addresses, grpc_port=77) as server:
+        server.kill()
+        assert {path.name for path in tmp_path.iterdir()} == {"grpc:77", "http"}
+        web.unlink()
+        with socket.socket(socket.AF_UNIX) as other:
+            other.bind(str(web))
+            other.listen()
+            server.stop()
+            assert list(tmp_path.iterdir()) == [web]
+
+
 def web_is_ready(server):
     with Http(server.http_url) as web:
         return web("GET", "/v2/health/ready")[0] == 200

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from . import _ports
 from ._errors import PortInUse
@@ -44,6 +46,23 @@ class Endpoint:
                 port=self.port,
             )
 
+    def remove_leftover(self) -> None:
+        """Remove the Unix socket of a server that was killed, unless somebody listens there.
+
+        Triton does not start over such a file.
+        """
+        path = Path(self.url.removeprefix("unix:"))
+        if not self.is_unix or not path.is_socket():
+            return
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.setblocking(False)
+            try:
+                probe.connect(str(path))
+            except ConnectionRefusedError:
+                path.unlink(missing_ok=True)
+            except OSError:
+                pass  # it is gone, or somebody listens and is busy
+
 
 @dataclass(frozen=True)
 class Endpoints:
@@ -61,6 +80,11 @@ class Endpoints:
         """Raise PortInUse if another program listens on one of them."""
         self.grpc.check_free()
         self.http.check_free()
+
+    def remove_leftovers(self) -> None:
+        """Remove the Unix sockets that a killed server left."""
+        self.grpc.remove_leftover()
+        self.http.remove_leftover()
 
 
 class EndpointChooser:

@@ -212,6 +212,7 @@ class ServerHandle(ABC):
             self._abort = abort
             with self._torn_down_on_error():
                 self._process.stop(patience=_PATIENCE)
+                self._started_endpoints().remove_leftovers()
                 self._await_ports(self._started_endpoints())
                 self._launch(self._staged, self._started_endpoints())
 
@@ -259,6 +260,7 @@ class ServerHandle(ABC):
         try:
             if process is not None:
                 process.stop(patience=patience)
+                self._started_endpoints().remove_leftovers()
         finally:
             if staged is not None:
                 self._last_log = staged.log_text()

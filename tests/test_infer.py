@@ -280,3 +280,11 @@ async def test_a_slot_keeps_nothing_of_the_callers(server):
         kept = [weakref.ref(x), weakref.ref(result["OUTPUT0"])]
         del x, result
         assert [ref() for ref in kept] == [None, None]
+
+
+async def test_some_outputs_are_not_taken_for_all_of_them(server):
+    rows = np.ones((2, 3), np.float32)
+    async with tz.Client(server.grpc_url) as client, client.model("rows", slots=1) as model:
+        for _ in range(2):
+            assert list(await model.infer({"INPUT0": rows}, outputs=["SUM"])) == ["SUM"]
+            assert list(await model.infer({"INPUT0": rows})) == ["OUTPUT0", "SUM"]

@@ -122,6 +122,23 @@ async def test_a_slot_is_held_while_a_thread_copies(server, monkeypatch):
             await until(lambda: model.statistics().available == 1)
 
 
+async def test_a_call_that_could_not_be_sent_gives_its_slot_back(server, monkeypatch):
+    async with tz.Client(server.grpc_url) as client, client.model("fixed", slots=1) as model:
+        x = {"INPUT0": np.ones(4, np.float32)}
+        await model.infer(x)
+
+        def refuse(message, done):
+            raise RuntimeError("no")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(model._engine, "_infer", refuse)
+            with pytest.raises(RuntimeError, match="no"):
+                await model.infer(x)
+        assert model.statistics().available == 1
+        np.testing.assert_array_equal((await model.infer(x))["OUTPUT0"], np.full(4, 2))
+        assert [slot.waiter for slot in model._engine._slots] == [None], "which has the answer"
+
+
 async def test_a_slot_is_held_until_the_last_piece_is_copied(server, monkeypatch):
     """One piece of a large copy fails while another one is still being copied."""
     import threading

@@ -140,7 +140,7 @@ class Pool(Generic[T]):
     def release(self, item: T) -> None:
         """Give an item back; the next waiter has it at once."""
         self._leave(item, SlotState.FREE, _USED)
-        if self._waiters or self._is_closed or self._in_use + len(self._free) >= self._capacity:
+        if self._waiters or self._is_closed:
             self._admit(item)
         else:
             self._free.append(item)

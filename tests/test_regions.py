@@ -165,6 +165,20 @@ async def test_closing_a_region_waits_for_its_calls(server):
         assert output[0] == np.float32(1.3), "the late write came before the close ended"
 
 
+async def test_closing_a_region_waits_for_calls_of_models(server):
+    async with tz.Client(server.grpc_url) as client, client.model("slow", slots=1) as model:
+        region = await client.region(4096)
+        region.array((16,), "float32")[:] = 0.3
+        for timeout in (5, 0.02):
+            try:
+                await model.infer({"INPUT0": region.tensor((16,), "FP32")}, timeout=timeout)
+            except tz.InferTimeout:
+                assert timeout < 1
+        assert model.statistics().in_flight == 1
+        await region.aclose()
+        assert model.statistics().in_flight == 0, "the server read it until then"
+
+
 async def test_quiesce_gives_a_region_a_new_name_after_an_ambiguous_end(server):
     async with tz.Client(server.grpc_url) as client, client.region(64) as region:
         await region.quiesce()

@@ -88,9 +88,13 @@ def test_untrusted_lengths_never_read_past_the_end(data, count):
 
 
 @needs_strings
+@pytest.mark.anyio
 @pytest.mark.parametrize("memory", ["system", "wire"])
 async def test_longer_strings_in_the_same_shape(server, memory):
-    async with tz.Client(server.grpc_url, memory=memory) as client, client.model("shout") as model:
+    async with (
+        tz.Client(server.grpc_url, memory=memory) as client,
+        client.model("shout", output_bytes={"LOUD": 1 << 18}) as model,
+    ):
         for length in (1, 500, 2, 100_000, 3):
             result = await model.infer({"TEXT": [["a" * length]]})
             assert result["LOUD"].tolist() == [[b"A" * 2 * length]]

@@ -26,7 +26,7 @@ from typing import Final, TypeVar
 
 from ._copying import Job
 from ._cuda.device import Device
-from ._endings import Ending, ending_of, hand_over
+from ._endings import Ending, ending_of, seen_by_caller
 from ._errors import CapacityError, RegistrationError, ServerUnavailable
 from ._layout import PAGE, align
 from ._outliving import outlive, see_through
@@ -334,15 +334,22 @@ class Engine:
         waiter, placed = slot.waiter, slot.placed
         assert waiter is not None
         slot.waiter = None
-        if error is not None:
+        if reply is None:
             self._ended_with(slot, error, placed)
         else:
             for region in placed:
                 region.end_call(is_ambiguous=False)
         self.unhold(slot)
-        hand_over(waiter, reply, error, at_once=is_alone)
+        if waiter.done():
+            return  # the caller has left
+        if reply is None:
+            waiter.set_exception(seen_by_caller(error))
+        else:
+            waiter.set_result(reply, at_once=is_alone)
 
-    def _ended_with(self, slot: Slot, error: BaseException, placed: Sequence[Region]) -> None:
+    def _ended_with(
+        self, slot: Slot, error: BaseException | None, placed: Sequence[Region]
+    ) -> None:
         ending = ending_of(error)
         is_ambiguous = ending is Ending.AMBIGUOUS
         slot.is_doubtful |= is_ambiguous

@@ -81,10 +81,11 @@ class Waiter(Generic[Result]):
     # For the task
 
     def __await__(self) -> Generator[Any, None, Result]:
-        if not self._is_done:
-            self._asyncio_future_blocking = True
-            yield self
-        return self.result()
+        if self._is_done:
+            return self.result()
+        self._asyncio_future_blocking = True
+        yield self  # the task asks for the result when it is woken, and raises an error here
+        return self._result
 
     def result(self) -> Result:
         """Return the result, or raise the error."""

@@ -333,7 +333,7 @@ class Engine:
         is_alone = self.pool.arrive(slot)
         waiter, placed = slot.waiter, slot.placed
         assert waiter is not None
-        slot.waiter = None
+        slot.waiter, slot.placed = None, ()
         if reply is None:
             self._ended_with(slot, error, placed)
         else:

@@ -41,7 +41,7 @@ def print_environment(facts: Mapping[str, Any]) -> None:
     print(", ".join(f"{name} {value}" for name, value in facts.items()))
 
 
-def print_row(row: Row, samples: Sequence[Samples], *, uses_uvloop: bool) -> None:
+def print_row(row: Row, samples: Sequence[Samples], *, uses_uvloop: bool = False) -> None:
     """Print the table of a row, and the ratios with their goals."""
     print(f"\n{row.name}: {row.title}")
     print(f"  {'':48} {'per call':>11} {'ratio':>7} {'client CPU':>11} {'spread':>7}")
@@ -91,7 +91,7 @@ def print_bursts(all_bursts: Sequence[Bursts]) -> None:
     )
 
 
-def row_facts(row: Row, samples: Sequence[Samples], *, uses_uvloop: bool) -> dict[str, Any]:
+def row_facts(row: Row, samples: Sequence[Samples], *, uses_uvloop: bool = False) -> dict[str, Any]:
     """Return what --json writes about a row."""
     goals = []
     for goal in row.checked_goals:

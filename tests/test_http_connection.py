@@ -138,7 +138,7 @@ async def test_a_server_that_closes_at_each_byte_of_the_request():
 
     async with serving(serve) as port, transport_to(port) as transport:
         message = plain(transport)
-        for stop in range(len(message.plain) + 1):
+        for stop in range(len(message) + 1):
             reply, error = await ask(transport, message)
             assert (reply, error.code) == (None, "UNAVAILABLE")
             assert ending_of(error) in (Ending.AMBIGUOUS, Ending.NOT_RUN)

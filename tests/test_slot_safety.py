@@ -11,7 +11,7 @@ from models import MODELS
 from support import drop_owners, forget_all, own_regions, until, url_of
 
 import triton_zerocopy as tz
-from triton_zerocopy import _copying, _engine, _executor
+from triton_zerocopy import _copying, _engine, _planning
 from triton_zerocopy.testing import TritonServer
 
 pytestmark = pytest.mark.anyio
@@ -91,7 +91,7 @@ async def test_a_lease_left_by_a_timeout_is_held_until_the_answer(server):
 
 
 def all_copies_in_threads(monkeypatch):
-    for module in (_engine, _executor):
+    for module in (_engine, _planning):
         monkeypatch.setattr(module, "ON_LOOP_BYTES", -1)
 
 

@@ -24,7 +24,6 @@ from ._cuda.views import DeviceView
 from ._datatypes import BYTES, DTYPES, Array, Shape
 from ._engine import Engine
 from ._executor import POISON, Executor
-from ._layout import DEVICE_ALIGNMENT
 from ._received import Checked, Received
 from ._requests import Request
 from ._slots import Slot
@@ -35,18 +34,12 @@ from ._tensors import Tensor
 class DeviceExecutor(Executor):
     """Runs calls of one model through slots on a GPU; see `Executor`."""
 
-    alignment = DEVICE_ALIGNMENT
     _at_once = 0
 
     def __init__(self, engine: Engine, spec: ModelSpec, **options: Any) -> None:
         super().__init__(engine, spec, **options)
         assert engine.device is not None
         self._gpu = engine.device
-
-    # Places
-
-    def _is_shared(self, spec: TensorSpec) -> bool:
-        return spec.datatype != BYTES
 
     # Inputs
 

@@ -20,20 +20,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from ._copying import Job
 from ._cuda.device import Device
 from ._endings import Ending, ending_of, seen_by_caller
-from ._errors import CapacityError, RegistrationError, ServerUnavailable
-from ._layout import PAGE, align
+from ._errors import RegistrationError, ServerUnavailable
 from ._outliving import outlive, see_through
 from ._pool import Pool
 from ._regions.base import Region
 from ._registration import ENSEMBLE_REST
 from ._runtime import ON_LOOP_BYTES, Runtime
+from ._slot_memory import SlotMemory
 from ._slot_states import SlotState
 from ._slots import Slot, SlotRange
 from ._transports.base import InferReply
@@ -86,9 +86,9 @@ class Engine:
             max_waiting=max_waiting,
             name=f"model {name!r}",
         )
+        self._memory = SlotMemory(runtime.regions, device, rests=is_ensemble)
         self.leases: set[object] = set()
         """Those whose block was entered and not left."""
-        self._largest = 0
         self._slots: set[Slot] = set()
         self._trimmer: asyncio.TimerHandle | None = None
 
@@ -235,46 +235,15 @@ class Engine:
 
         Cancellation: the change goes on and holds the slot until it is done.
         """
-        if byte_size <= slot.byte_size:
-            return
-        slot.holds += 1
-        task = self.runtime.spawn(self._refit(slot, byte_size))
-        task.add_done_callback(lambda _: self.unhold(slot))
-        await outlive(task)
-
-    async def _refit(self, slot: Slot, byte_size: int) -> None:
-        # Twice as large as before: a slot that grows with its requests does so rarely.
-        wanted = align(max(byte_size, 2 * slot.byte_size, self._largest), PAGE)
-        enough = align(byte_size, PAGE)
-        await self._drop(slot)
-        try:
-            region = await self._new_region(wanted)
-        except CapacityError:
-            if wanted == enough:
-                raise
-            region = await self._new_region(enough)
-        slot.attach(region)
-        self._largest = max(self._largest, byte_size)
-
-    async def _new_region(self, byte_size: int) -> Region:
-        return await self.runtime.regions.new_region(byte_size, self.device, rests=self.is_ensemble)
+        if byte_size > slot.byte_size:
+            await self._change(slot, self._memory.fit(slot, byte_size))
 
     async def replace(self, slot: Slot) -> None:
         """Take the region away from a slot whose call ended without an answer.
 
-        Cancellation: the change goes on and holds the slot until it is done.
+        Cancellation: as for ``fit``.
         """
-        slot.holds += 1
-        task = self.runtime.spawn(self._replace(slot))
-        task.add_done_callback(lambda _: self.unhold(slot))
-        await outlive(task)
-
-    async def _replace(self, slot: Slot) -> None:
-        try:
-            await self._drop(slot)
-        except (RegistrationError, ServerUnavailable):
-            pass  # it is kept until there is proof; the slot gets another one
-        slot.is_doubtful = False
+        await self._change(slot, self._memory.replace(slot))
 
     async def renew(self, slot: Slot, placed: Sequence[Region]) -> None:
         """The server lost a region: register the same memory under a new name.
@@ -283,17 +252,14 @@ class Engine:
             slot: its region may be the one, or
             placed: one of the caller's that the request referred to.
 
-        Cancellation: the change goes on and holds the slot until it is done.
+        Cancellation: as for ``fit``.
         """
-        regions = list({id(each): each for each in (slot.region, *placed) if each}.values())
+        await self._change(slot, self._memory.renew(slot, placed))
+
+    async def _change(self, slot: Slot, work: Coroutine[Any, Any, None]) -> None:
         slot.holds += 1
-        task = self.runtime.spawn(self.runtime.regions.renew(regions))
-
-        def renewed(_: object) -> None:
-            slot.forget_prepared()
-            self.unhold(slot)
-
-        task.add_done_callback(renewed)
+        task = self.runtime.spawn(work)
+        task.add_done_callback(lambda _: self.unhold(slot))
         await outlive(task)
 
     # Calling
@@ -364,7 +330,7 @@ class Engine:
 
     async def _fence(self, slot: Slot) -> None:
         try:
-            await self._drop(slot)
+            await self._memory.drop(slot)
         except ServerUnavailable as error:
             # The slot gets another region once the server answers.
             logger.warning(
@@ -379,17 +345,6 @@ class Engine:
             return
         slot.is_doubtful = False
         self.pool.restore(slot)
-
-    async def _drop(self, slot: Slot) -> None:
-        """Take the region away from a slot and have the server forget it."""
-        region, rest_until = slot.region, slot.rest_until
-        slot.attach(None)
-        if region is None:
-            return
-        if rest_until:
-            self.runtime.regions.keep(region, until=rest_until)
-        else:
-            await self.runtime.regions.dispose(region)
 
     async def aclose(self, timeout: float | None) -> None:
         """Refuse new calls, let the running ones end, and give all memory back.
@@ -424,7 +379,7 @@ class Engine:
 
     async def _discarded(self, slot: Slot) -> None:
         try:
-            await self._drop(slot)
+            await self._memory.drop(slot)
         except (RegistrationError, ServerUnavailable) as error:
             logger.warning("a region of %s could not be unregistered: %s", self.pool, error)
 

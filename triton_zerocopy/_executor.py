@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -11,32 +11,21 @@ from ._attempts import Attempts
 from ._calls import Call, CallChecker
 from ._copying import Job
 from ._cuda.device import Device
-from ._datatypes import Array, Shape, byte_size_of
+from ._datatypes import Array, Shape
 from ._engine import Engine
 from ._errors import CapacityError, ServerUnavailable
-from ._layout import ALIGNMENT, Layout, OutputPlace, Want, lay_out, want_output
 from ._output_sizes import OutputSizes
+from ._planning import Planner
 from ._received import Checked, Received
 from ._recycling import SMALLEST
-from ._regions.base import Region
 from ._replies import check_reply
-from ._requests import Request, input_ref, settle_all
+from ._requests import Request, settle_all
 from ._results import InferResult
-from ._runtime import ON_LOOP_BYTES
 from ._slots import Slot
 from ._specs import ModelSpec, TensorSpec
-from ._tensors import PlacedTensor, Tensor
-from ._transports.base import (
-    DEFAULT_OPTIONS,
-    CallOptions,
-    InferReply,
-    InferRequest,
-    InputRef,
-    OutputRef,
-    ServerError,
-)
+from ._tensors import Tensor
+from ._transports.base import DEFAULT_OPTIONS, CallOptions, InferReply, ServerError
 
-_REMEMBERED: Final = 256
 POISON: Final = 0xA5
 
 
@@ -51,7 +40,6 @@ class Executor:
         is_repeatable: True if the model may run again when an output did not fit.
     """
 
-    alignment = ALIGNMENT
     _at_once = SMALLEST
     """Outputs of fewer bytes are copied as soon as the answer is there."""
 
@@ -67,18 +55,24 @@ class Executor:
         self.engine = engine
         self.device: Device | None = engine.device
         self.spec = spec
-        self.checker = CallChecker(spec, engine.device)
         self.uses_shm = uses_shm
         self.sizes = sizes
         self.is_repeatable = is_repeatable
         self._poison = engine.runtime.settings.poison
-        self._layouts: dict[object, Layout] = {}
+        self.respecify(spec)
 
     def respecify(self, spec: ModelSpec) -> None:
         """The model changed at the server."""
         self.spec = spec
         self.checker = CallChecker(spec, self.device)
-        self._layouts.clear()
+        self.planner = Planner(
+            spec,
+            self.engine.runtime.transport,
+            self.sizes,
+            uses_shm=self.uses_shm,
+            is_on_device=self.device is not None,
+            makes_plain=not self._poison,
+        )
 
     # One call
 
@@ -91,22 +85,23 @@ class Executor:
 
         Cancellation: the caller is released at once, the slot when the server answered.
         """
-        engine = self.engine
-        layout = self._layouts.get(call.kind) or self.layout_for(call)
+        engine, planner = self.engine, self.planner
+        layout = planner.layouts.get(call.kind) or planner.layout_for(call)
         slot = engine.acquire_nowait()
         if slot is None or layout.byte_size > slot.byte_size:
             slot = await self.take(slot, layout.byte_size, may_queue=call.may_queue)
         try:
             attempts: Attempts | None = None
             while True:
-                request = slot.requests.get(layout) or self._request(slot, layout, call)
+                request = slot.requests.get(layout) or planner.request_for(slot, layout, call)
                 try:
                     reply = await self.send(slot, request, call.sent, call.options)
                     break
                 except ServerError as error:
                     attempts = attempts or Attempts(self, may_move=True)
                     await attempts.recover(error, slot, request, call.options)
-                layout = self.layout_for(call)
+                planner.layouts.pop(call.kind, None)  # an output may have outgrown it
+                layout = planner.layout_for(call)
                 if layout.byte_size > slot.byte_size:
                     await self.make_room(slot, layout.byte_size, attempts)
             checked = check_reply(self.spec.name, reply, request)
@@ -214,127 +209,6 @@ class Executor:
                     request.room(place)[:] = POISON
         await self.engine.copy(slot, request.jobs(tensors), request.byte_size_written)
 
-    # Places
-
-    def layout_for(self, call: Call) -> Layout:
-        """Return the layout of a call, the same object for the same kind of call."""
-        layout = self._layouts.get(call.kind)
-        if layout is None:
-            if len(self._layouts) >= _REMEMBERED:
-                self._layouts.clear()
-            layout = self._layouts[call.kind] = self._lay_out(call)
-        return layout
-
-    def lease_layout(self, shapes: Mapping[str, Shape]) -> Layout:
-        """Return the layout of a lease: these inputs, and every output that has a size."""
-        key = tuple(shapes.items())
-        layout = self._layouts.get(key)
-        if layout is None:
-            inputs = [
-                Want(spec, shapes[name], byte_size_of(shapes[name], spec.datatype))
-                for name, spec in self.spec.inputs.items()
-                if name in shapes
-            ]
-            outputs = self._want_outputs(tuple(self.spec.outputs), shapes)
-            layout = lay_out(inputs, outputs, self.alignment)
-            self._layouts[key] = layout
-        return layout
-
-    def _lay_out(self, call: Call) -> Layout:
-        shapes = {tensor.spec.name: tensor.shape for tensor in call.tensors}
-        return lay_out(
-            [
-                Want(
-                    tensor.spec,
-                    tensor.shape,
-                    None
-                    if isinstance(tensor, PlacedTensor) or not self._is_shared(tensor.spec)
-                    else tensor.byte_size,
-                )
-                for tensor in call.tensors
-            ],
-            self._want_outputs(call.kind.outputs, shapes),
-            self.alignment,
-        )
-
-    def _is_shared(self, spec: TensorSpec) -> bool:  # noqa: ARG002 # for models on a GPU
-        """Tell whether a tensor goes through the slot's memory, not inside the message."""
-        return self.uses_shm
-
-    def _want_outputs(self, names: Sequence[str], shapes: Mapping[str, Shape]) -> list[Want]:
-        """Return what room the outputs want for inputs of these shapes."""
-        rows = self.spec.rows_of(shapes) if self.uses_shm else None
-        return [
-            want_output(spec, rows, self.sizes.room_for(spec.name, shapes.values()))
-            if self._is_shared(spec)
-            else Want(spec, None, None)
-            for spec in (self.spec.outputs[name] for name in names)
-        ]
-
-    def _request(self, slot: Slot, layout: Layout, call: Call) -> Request:
-        if call.kind.has_placed:
-            # Where the caller's own tensors lie changes from call to call.
-            return self._prepare(slot, layout, call.tensors)
-        request = self._prepare(slot, layout)
-        slot.keep(layout, request)
-        return request
-
-    def _prepare(
-        self, slot: Slot, layout: Layout, tensors: Sequence[Tensor] | None = None
-    ) -> Request:
-        """Prepare a request, whatever will be in its inputs, or with some of the caller's."""
-        if tensors is None:
-            inputs = [
-                InputRef(place.spec.name, place.spec.datatype, place.shape, slot.refer(place))
-                for place in layout.inputs
-            ]
-        else:
-            inputs = [
-                input_ref(tensor, slot.refer(place))
-                for tensor, place in zip(tensors, layout.inputs, strict=True)
-            ]
-        outputs = [OutputRef(place.spec.name, slot.refer(place)) for place in layout.outputs]
-        placed = [t.source.region for t in tensors or () if isinstance(t, PlacedTensor)]
-        given: Sequence[Tensor | None] = tensors or [None] * len(inputs)
-        return self.make_request(
-            self.prepare(inputs, outputs),
-            shapes=[place.shape for place in layout.inputs],
-            targets=[
-                slot.array(place)
-                for place, tensor in zip(layout.inputs, given, strict=True)
-                if not isinstance(tensor, PlacedTensor)
-            ],
-            placed=placed,
-            outputs=layout.outputs,
-            ready=[slot.array(place) for place in layout.outputs],
-            room=slot.room,
-        )
-
-    def prepare(self, inputs: Sequence[InputRef], outputs: Sequence[OutputRef]) -> object:
-        """Prepare a message for the model."""
-        spec = self.spec
-        return self.engine.runtime.transport.prepare(
-            InferRequest(spec.name, spec.version, inputs, outputs)
-        )
-
-    def make_request(
-        self,
-        prepared: object,
-        *,
-        shapes: Sequence[Shape],
-        targets: Sequence[Any],
-        placed: Sequence[Region],
-        outputs: Sequence[OutputPlace],
-        ready: Sequence[Any],
-        room: Callable[[OutputPlace], Any],
-    ) -> Request:
-        """Make a request; what the arguments are is told there."""
-        request = Request(outputs, ready, room, prepared, None, shapes, targets, placed)
-        is_plain = not placed and not any(array is None for array in targets)
-        if is_plain and request.byte_size_written <= ON_LOOP_BYTES and not self._poison:
-            request.plain = self.engine.runtime.transport.compose(prepared, (), DEFAULT_OPTIONS)
-        return request
-
     # Answers
 
     async def _collect(self, slot: Slot, checked: Checked, call: Call) -> dict[str, Any]:
@@ -380,4 +254,4 @@ class Executor:
     def outgrew(self, name: str, shapes: Sequence[Shape], byte_size: int) -> None:
         """Remember how large a variable output was for inputs of these shapes."""
         if self.sizes.learn(name, shapes, byte_size):
-            self._layouts.clear()
+            self.planner.layouts.clear()

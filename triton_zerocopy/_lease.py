@@ -101,7 +101,7 @@ class Lease:
         executor, engine = self._executor, self._executor.engine
         engine.runtime.check_usable()
         self._state = LeaseState.RELEASED  # unless all of this succeeds
-        layout = executor.lease_layout(self._shapes)
+        layout = executor.planner.lease_layout(self._shapes)
         try:
             with engine.runtime.deadlines.limit(self._timeout):
                 slot = await executor.take(None, layout.byte_size)
@@ -321,7 +321,7 @@ class Lease:
 
         def prepare() -> object:
             out = [OutputRef(place.spec.name, slot.refer(place)) for place in wanted]
-            return self._executor.prepare(refs, out)
+            return self._executor.planner.prepare(refs, out)
 
         placed = [t.source.region for t in tensors if isinstance(t, PlacedTensor)]
         key = (
@@ -329,7 +329,7 @@ class Lease:
             tuple((tensor.spec.name, tensor.shape) for tensor in tensors),
             tuple((place.spec.name, place.offset) for place in wanted),
         )
-        request = self._executor.make_request(
+        request = self._executor.planner.make_request(
             prepare() if placed else slot.remember(key, prepare),
             shapes=[tensor.shape for tensor in tensors],
             targets=targets,

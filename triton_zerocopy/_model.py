@@ -268,7 +268,7 @@ class Model:
         """Size and register slots for the shapes that were given, all that are always kept."""
         if self._shapes is None or not self._executor.uses_shm:
             return
-        byte_size = self._executor.lease_layout(self._shapes).byte_size
+        byte_size = self._executor.planner.lease_layout(self._shapes).byte_size
         slots = [await self._engine.acquire() for _ in range(self._slots.fewest)]
         try:
             await gather_all([self._engine.fit(slot, byte_size) for slot in slots])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 
 import numpy as np
@@ -120,6 +121,29 @@ async def test_a_slot_is_held_while_a_thread_copies(server, monkeypatch):
             assert model.statistics().available == 0, "the thread still writes"
             go_on.set()
             await until(lambda: model.statistics().available == 1)
+
+
+async def test_a_cancelled_lease_leaves_no_array_behind(server):
+    """Or its slot would be parked until the garbage is collected, and another one made."""
+    async with tz.Client(server.grpc_url) as client, client.model("slow", slots=1) as model:
+
+        async def call():
+            async with model.lease({"INPUT0": (16,)}) as lease:
+                lease.inputs["INPUT0"][:] = 0.05
+                await lease.infer()
+
+        gc.disable()
+        try:
+            for _ in range(3):
+                task = asyncio.create_task(call())
+                await until(lambda: model.statistics().in_flight == 1)
+                task.cancel()
+                await asyncio.wait([task])
+                del task
+                await until(lambda: model.statistics().in_use == 0)
+                assert model.statistics().parked == 0
+        finally:
+            gc.enable()
 
 
 async def test_a_call_that_could_not_be_sent_gives_its_slot_back(server, monkeypatch):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -114,6 +116,37 @@ async def test_a_cancel_after_the_result_is_not_lost(waiter):
     with pytest.raises(asyncio.CancelledError):
         await task
     assert isinstance(notes[0], asyncio.CancelledError)
+
+
+@pytest.mark.parametrize("how", ["cancel", "error", "there already"])
+async def test_what_the_waiting_task_had_dies_with_it(waiter, how):
+    """Without the help of the garbage collector: it may be an array of a lease."""
+
+    class Thing:
+        pass
+
+    async def wait():
+        thing = Thing()
+        kept.append(weakref.ref(thing))
+        await waiter
+
+    kept = []
+    if how == "there already":
+        waiter.set_exception(KeyError("x"))
+    gc.disable()
+    try:
+        task = asyncio.create_task(wait())
+        await asyncio.sleep(0)
+        if how == "cancel":
+            task.cancel()
+        elif how == "error":
+            waiter.set_exception(KeyError("x"))
+        await asyncio.wait([task])
+        assert isinstance(task.cancelled() or task.exception(), (bool, KeyError))
+        del task
+        assert kept[0]() is None
+    finally:
+        gc.enable()
 
 
 async def test_a_timeout_ends_the_waiting(waiter):

@@ -63,7 +63,7 @@ class Waiter(Generic[Result]):
         """
         self._result = result
         self._is_done = True
-        wake = self._wake
+        wake, self._wake = self._wake, None  # it refers to the task, which may refer to this
         if wake is None:
             return
         if at_once and asyncio.current_task(self._loop) is None:
@@ -75,8 +75,9 @@ class Waiter(Generic[Result]):
         """Give an error, which is raised where the task waits."""
         self._error = error
         self._is_done = True
-        if self._wake is not None:
-            self._loop.call_soon(self._wake, self, context=self._context)
+        wake, self._wake = self._wake, None
+        if wake is not None:
+            self._loop.call_soon(wake, self, context=self._context)
 
     # For the task
 
@@ -88,10 +89,18 @@ class Waiter(Generic[Result]):
         return self._result
 
     def result(self) -> Result:
-        """Return the result, or raise the error."""
-        if self._error is not None:
-            raise self._error
-        return self._result
+        """Return the result, or raise the error, which is told once.
+
+        An error that was kept here would refer to itself through its traceback, and with it the
+        caller's arrays would live until the garbage is collected.
+        """
+        error, self._error = self._error, None
+        if error is None:
+            return self._result
+        try:
+            raise error
+        finally:
+            del error
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
         """Return the event loop."""

@@ -196,8 +196,16 @@ class Load:
             while not all_free(model):
                 await self.revive()
                 await asyncio.sleep(0.005)
-        await self.revive()
-        await self.use_all(model)
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                await self.revive()
+                try:
+                    await self.use_all(model)
+                except* tz.ServerUnavailable:
+                    # A server that crashed over the last cut takes a moment to be gone.
+                    await asyncio.sleep(0.05)
+                else:
+                    return
 
     async def use_all(self, model):
         """Hold all slots at a time, and call with each."""
@@ -211,8 +219,9 @@ class Load:
                 result = await lease.infer({"INPUT0": x})
                 self.check(x, await result.numpy("OUTPUT0"), "afterwards")
 
-        async with asyncio.timeout(PATIENCE):
-            await asyncio.gather(*(use_one() for _ in range(picture.capacity)))
+        async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as group:
+            for _ in range(picture.capacity):
+                group.create_task(use_one())
         assert not self.wrong
         assert model.statistics().available == picture.capacity
 

@@ -228,7 +228,7 @@ class _Flight:
         except grpc.RpcError as error:
             problem = _server_error(error)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 # as below
-            problem = error
+            problem = error.with_traceback(None)  # which refers to this frame
         else:
             # As a task does on receiving it.
             future._asyncio_future_blocking = False  # noqa: SLF001

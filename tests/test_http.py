@@ -326,7 +326,7 @@ async def test_closing_gives_up_after_its_timeout(server, url):
     client = tz.Client(url)
     model = await client.model("slow")
     await model.infer({"INPUT0": np.zeros(16, np.float32)})
-    task = asyncio.create_task(model.infer({"INPUT0": np.full(16, 0.6, np.float32)}))
+    task = asyncio.create_task(model.infer({"INPUT0": np.full(16, 1.5, np.float32)}))
     await until(lambda: model.statistics().in_flight == 1)
     await client.aclose(timeout=0.05)
     with pytest.raises(tz.ServerUnavailable, match="client or its event loop was closed"):

@@ -311,7 +311,7 @@ async def test_a_reaper_that_is_stopped_leaves_the_rest_for_the_next(server):
     """By a cancel, and by closing its client: neither waits for what still executes."""
     code = """
     async def main():
-        client, model, task = await calling(1.5)
+        client, model, task = await calling(3.0)
         say(owner=owner_of(client))
         await asyncio.sleep(60)
     asyncio.run(main())

@@ -100,8 +100,7 @@ class Executor:
                 except ServerError as error:
                     attempts = attempts or Attempts(self, may_move=True)
                     await attempts.recover(error, slot, request, call.options)
-                planner.layouts.pop(call.kind, None)  # an output may have outgrown it
-                layout = planner.layout_for(call)
+                layout = planner.layout_for(call)  # an output may have outgrown the one before
                 if layout.byte_size > slot.byte_size:
                     await self.make_room(slot, layout.byte_size, attempts)
             checked = check_reply(self.spec.name, reply, request)

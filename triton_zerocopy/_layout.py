@@ -52,7 +52,6 @@ class Layout:
     inputs: tuple[InputPlace, ...]
     outputs: tuple[OutputPlace, ...]
     byte_size: int
-    input_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +83,7 @@ def lay_out(inputs: Iterable[Want], outputs: Iterable[Want], alignment: int = AL
         assert want.shape is not None
         placed_inputs.append(InputPlace(want.spec, want.shape, *place(want)))
     placed_outputs = [OutputPlace(want.spec, want.shape, *place(want)) for want in outputs]
-    input_bytes = sum(place.byte_size for place in placed_inputs)
-    return Layout(tuple(placed_inputs), tuple(placed_outputs), end, input_bytes)
+    return Layout(tuple(placed_inputs), tuple(placed_outputs), end)
 
 
 def want_output(spec: TensorSpec, rows: int | None, room: int | None) -> Want:

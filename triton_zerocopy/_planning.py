@@ -61,9 +61,8 @@ class Planner:
         """Those that were made, by the kind of call."""
 
     def layout_for(self, call: Call) -> Layout:
-        """Return the layout of a call, the same object for the same kind of call."""
-        layout = self.layouts.get(call.kind)
-        return self._keep(call.kind, self._lay_out(call)) if layout is None else layout
+        """Make the layout of a call, as the sizes of outputs are known now, and keep it."""
+        return self._keep(call.kind, self._lay_out(call))
 
     def lease_layout(self, shapes: Mapping[str, Shape]) -> Layout:
         """Return the layout of a lease: these inputs, and every output that has a size."""

@@ -13,7 +13,7 @@ from ._datatypes import BYTES, datatype_of, encode_bytes
 from ._endings import Ending, ending_of, hand_over, is_unreached, outgrown_output, public_error
 from ._errors import CapacityError, InputError
 from ._layout import OutputPlace
-from ._regions.base import Region, RegionTensor
+from ._regions.base import Region, RegionTensor, begin_calls
 from ._replies import check_reply
 from ._requests import Request, settle_all
 from ._results import InferResult
@@ -109,20 +109,17 @@ async def _compose(
 async def _call(runtime: Runtime, message: object, regions: Sequence[Region]) -> InferReply:
     """Send a message; the regions count the call until it is answered, whoever waits."""
     waiter: Waiter[InferReply] = Waiter(runtime.loop)
-    begun: list[Region] = []
 
     def end(*, is_ambiguous: bool) -> None:
-        for region in begun:
+        for region in regions:
             region.end_call(is_ambiguous=is_ambiguous)
 
     def done(reply: InferReply | None, error: BaseException | None) -> None:
         end(is_ambiguous=error is not None and ending_of(error) is Ending.AMBIGUOUS)
         hand_over(waiter, reply, error, at_once=False)
 
+    begin_calls(regions)
     try:
-        for region in regions:
-            region.begin_call()
-            begun.append(region)
         runtime.transport.infer(message, done)
     except BaseException:
         end(is_ambiguous=False)

@@ -30,7 +30,7 @@ from ._endings import Ending, ending_of, hand_over
 from ._errors import RegistrationError, ServerUnavailable
 from ._outliving import outlive, see_through
 from ._pool import Pool
-from ._regions.base import Region
+from ._regions.base import Region, begin_calls
 from ._registration import ENSEMBLE_REST
 from ._runtime import ON_LOOP_BYTES, Runtime
 from ._slot_memory import SlotMemory
@@ -278,7 +278,7 @@ class Engine:
         Cancellation: ends the waiting, not the call.
         """
         if placed:
-            _begin_calls(placed)
+            begin_calls(placed)
         self.pool.depart(slot)
         slot.holds += 1
         slot.placed = placed
@@ -377,14 +377,3 @@ class Engine:
             await self._memory.drop(slot)
         except (RegistrationError, ServerUnavailable) as error:
             logger.warning("a region of %s could not be unregistered: %s", self.pool, error)
-
-
-def _begin_calls(placed: Sequence[Region]) -> None:
-    """Count a call in each region, or in none of them."""
-    for index, region in enumerate(placed):
-        try:
-            region.begin_call()
-        except BaseException:
-            for begun in placed[:index]:
-                begun.end_call(is_ambiguous=False)
-            raise

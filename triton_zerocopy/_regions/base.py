@@ -329,3 +329,14 @@ def check_shape(shape: Sequence[int]) -> Shape:
     if any(size < 0 for size in sizes):
         raise InputError(f"a shape has no negative sizes, got {list(sizes)}")
     return sizes
+
+
+def begin_calls(regions: Sequence[Region]) -> None:
+    """Count a call in each region, or in none of them."""
+    for index, region in enumerate(regions):
+        try:
+            region.begin_call()
+        except BaseException:
+            for begun in regions[:index]:
+                begun.end_call(is_ambiguous=False)
+            raise

@@ -15,6 +15,7 @@ from support import forget, needs_strings, own_files, own_regions
 
 import triton_zerocopy as tz
 from triton_zerocopy._regions import system
+from triton_zerocopy._regions.base import begin_calls
 from triton_zerocopy._regions.budget import Budget
 from triton_zerocopy._regions.system import SystemRegion
 
@@ -178,6 +179,15 @@ async def test_closing_a_region_waits_for_calls_of_models(server):
         assert region._calls == 1
         await region.aclose()
         assert model.statistics().in_flight == 0, "the server read it until then"
+
+
+async def test_a_call_is_counted_in_all_regions_or_in_none(server):
+    async with tz.Client(server.grpc_url) as client, client.region(64) as one:
+        other = await client.region(64)
+        await other.aclose()
+        with pytest.raises(tz.RegionClosed):
+            begin_calls([one, other])
+        assert one._calls == 0
 
 
 async def test_quiesce_gives_a_region_a_new_name_after_an_ambiguous_end(server):

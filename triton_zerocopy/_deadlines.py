@@ -8,6 +8,7 @@ earliest deadline there was when it was set, and looks around when it fires.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from types import TracebackType
 from typing import Final, Self
 
@@ -22,8 +23,8 @@ class Deadline:
 
     __slots__ = ("_before", "_owner", "_task", "has_expired", "when")
 
-    def __init__(self, owner: Deadlines, when: float) -> None:
-        self.when = when
+    def __init__(self, owner: Deadlines, seconds: float | None) -> None:
+        self.when = _NEVER if seconds is None else owner.loop.time() + seconds
         self.has_expired = False
         self._owner = owner
         self._task: asyncio.Task[object] | None = None
@@ -80,10 +81,8 @@ class Deadlines:
         self.active: set[Deadline] = set()
         self.set_for = _NEVER
         self._timer: asyncio.TimerHandle | None = None
-
-    def limit(self, seconds: float | None) -> Deadline:
-        """Return a deadline in so many seconds, to be used in ``with``; None for never."""
-        return Deadline(self, _NEVER if seconds is None else self.loop.time() + seconds)
+        self.limit = partial(Deadline, self)
+        """Makes a deadline in so many seconds, to be used in ``with``; None for never."""
 
     def close(self) -> None:
         """Drop the timer."""

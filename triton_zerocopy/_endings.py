@@ -12,8 +12,7 @@ import re
 from typing import Final
 
 from ._errors import InferenceError, ServerUnavailable
-from ._transports.base import InferReply, ServerError
-from ._waiter import Waiter
+from ._transports.base import ServerError
 
 
 class Ending(enum.Enum):
@@ -104,27 +103,11 @@ def public_error(
     )
 
 
-def hand_over(
-    waiter: Waiter[InferReply],
-    reply: InferReply | None,
-    error: BaseException | None,
-    *,
-    at_once: bool,
-) -> None:
-    """Give a waiting caller the reply or the error, if the caller has not left.
+def seen_by_caller(error: BaseException | None) -> BaseException:
+    """Return the error of a call as its caller sees it.
 
-    With ``at_once`` a caller with a reply goes on before this returns.
+    A cancelled call is not a cancelled caller, and gRPC's own errors stay inside.
     """
-    if waiter.done():
-        return
-    if reply is None:
-        waiter.set_exception(_seen_by_caller(error))
-    else:
-        waiter.set_result(reply, at_once=at_once)
-
-
-def _seen_by_caller(error: BaseException | None) -> BaseException:
-    """A cancelled call is not a cancelled caller, and gRPC's own errors stay inside."""
     if isinstance(error, ServerError):
         return error
     if error is None or isinstance(error, asyncio.CancelledError):

@@ -30,6 +30,7 @@ class Slot(PoolItem):
         "_messages",
         "_root",
         "answered",
+        "byte_size",
         "holds",
         "is_doubtful",
         "is_settled",
@@ -45,6 +46,8 @@ class Slot(PoolItem):
     def __init__(self) -> None:
         super().__init__()
         self.region: Region | None = None
+        self.byte_size = 0
+        """Bytes of shared memory in this slot."""
         self.holds = 0
         self.is_doubtful = False
         """True after a call that ended without proof that the server let go."""
@@ -67,14 +70,10 @@ class Slot(PoolItem):
         self.placed: Sequence[Region] = ()
         """Regions of the caller's that the call under way refers to."""
 
-    @property
-    def byte_size(self) -> int:
-        """Bytes of shared memory in this slot."""
-        return 0 if self.region is None else self.region.byte_size
-
     def attach(self, region: Region | None) -> None:
         """Take another region, or none."""
         self.region = region
+        self.byte_size = 0 if region is None else region.byte_size
         self._root = None if region is None else region.root()
         self.forget_lease()
         self.rest_until = 0.0

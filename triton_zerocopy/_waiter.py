@@ -23,7 +23,7 @@ class Waiter(Generic[Result]):
     """A result to be awaited by one task, with as much of a future as that task needs.
 
     asyncio takes any object for a future that has ``_asyncio_future_blocking``
-    (`asyncio.isfuture`).
+    (`asyncio.isfuture`), and asks it for its loop as ``_loop``.
 
     Args:
         loop: the running event loop.
@@ -50,17 +50,15 @@ class Waiter(Generic[Result]):
 
     # For whoever has the result
 
-    def done(self) -> bool:
-        """True once there is a result, or the task was cancelled."""
-        return self._is_done
-
     def set_result(self, result: Result, *, at_once: bool) -> None:
-        """Give the result.
+        """Give the result; it is dropped if the task was cancelled.
 
         Args:
             result: what the task gets.
             at_once: the task goes on before this returns, unless another one is running.
         """
+        if self._is_done:
+            return
         self._result = result
         self._is_done = True
         wake, self._wake = self._wake, None  # it refers to the task, which may refer to this
@@ -72,7 +70,9 @@ class Waiter(Generic[Result]):
             self._loop.call_soon(wake, self, context=self._context)
 
     def set_exception(self, error: BaseException) -> None:
-        """Give an error, which is raised where the task waits."""
+        """Give an error, which is raised where the task waits; dropped if it was cancelled."""
+        if self._is_done:
+            return
         self._error = error
         self._is_done = True
         wake, self._wake = self._wake, None
@@ -101,10 +101,6 @@ class Waiter(Generic[Result]):
             raise error
         finally:
             del error
-
-    def get_loop(self) -> asyncio.AbstractEventLoop:
-        """Return the event loop."""
-        return self._loop
 
     def add_done_callback(self, callback: Callable[[Any], object], *, context: Context) -> None:
         """Remember how the task is woken."""

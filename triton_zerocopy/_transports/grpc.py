@@ -224,7 +224,10 @@ class _Flight:
         try:
             future = self._steps.send(None)
         except StopIteration as end:
-            reply, problem = self._read(end.value)
+            try:
+                reply = self._parse(end.value)
+            except Exception as error:  # noqa: BLE001 # a callback has nobody to raise to
+                problem = ServerError("DATA_LOSS", f"unreadable answer: {error!r}")
         except grpc.RpcError as error:
             problem = _server_error(error)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 # as below
@@ -237,12 +240,6 @@ class _Flight:
         # Not while one of those is handled: what the caller goes on to raise has nothing to do
         # with it.
         self._done(reply, problem)
-
-    def _read(self, answer: bytes) -> tuple[InferReply | None, ServerError | None]:
-        try:
-            return self._parse(answer), None
-        except Exception as error:  # noqa: BLE001 # a callback has nobody to raise to
-            return None, ServerError("DATA_LOSS", f"unreadable answer: {error!r}")
 
 
 def channel_credentials(ssl: SslOptions) -> grpc.ChannelCredentials:

@@ -76,6 +76,7 @@ class Engine:
         self.runtime = runtime
         self._loop = runtime.loop
         self._infer = runtime.transport.infer
+        self._gathers = runtime.transport.gathers
         self.device = device
         self.is_ensemble = is_ensemble
         self.pool = Pool(
@@ -296,7 +297,7 @@ class Engine:
         return waiter
 
     def _answered(self, slot: Slot, reply: InferReply | None, error: BaseException | None) -> None:
-        is_alone = self.pool.arrive(slot)
+        at_once = self.pool.arrive(slot) or self._gathers
         waiter, placed = slot.waiter, slot.placed
         assert waiter is not None
         slot.waiter, slot.placed = None, ()
@@ -309,7 +310,7 @@ class Engine:
         if reply is None:
             waiter.set_exception(seen_by_caller(error))
         else:
-            waiter.set_result(reply, at_once=is_alone)
+            waiter.set_result(reply, at_once=at_once)
 
     def _ended_with(
         self, slot: Slot, error: BaseException | None, placed: Sequence[Region]

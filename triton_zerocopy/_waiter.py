@@ -5,8 +5,9 @@ result. For a small call this round, with its look at all sockets, takes longer 
 call's own steps. So a waiter can resume its task right where the answer arrives: in a callback
 of the event loop, where no other task is running, just as in the next round.
 
-That is for a caller who is alone. Among many, those whose answers came together go on in the next
-round, together: requests that are sent one by one, between the answers, wake the server as often.
+That is for a caller who is alone, and for a transport that gathers requests. Otherwise, those whose
+answers came together go on in the next round, together: requests that are sent one by one, between
+the answers, wake the server as often.
 """
 
 from __future__ import annotations

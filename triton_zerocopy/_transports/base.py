@@ -147,7 +147,13 @@ class Transport(Protocol):
     A request is prepared once, composed with what changes for each call, and sent. Errors
     that the server or the way to it reports are ServerError; ``infer`` gives them to
     ``done``.
+
+    Attributes:
+        gathers: True if messages given by several callers, one after another, are sent together
+            a moment later.
     """
+
+    gathers: bool
 
     def prepare(self, request: InferRequest) -> object:
         """Build all that stays the same of a request."""

@@ -1,14 +1,8 @@
-"""gRPC, over the generated stubs of tritonclient and grpc.aio.
-
-An infer call is driven without a task of its own: grpc.aio already runs each call in a
-task, so waiting for that task through callbacks costs less than a second task with a
-shield around it, and nobody's cancel can reach it.
-"""
+"""gRPC, over the generated stubs of tritonclient and grpc.aio."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import grpc
@@ -27,8 +21,8 @@ from .base import (
     ServerError,
     ServerInfo,
     some,
-    without_region_names,
 )
+from .grpc_flights import Flights, server_error
 
 _CHANNEL_OPTIONS: Final = (
     ("grpc.max_send_message_length", messages.MAX_MESSAGE),
@@ -61,6 +55,8 @@ class GrpcTransport:
         admin_headers: sent with calls about shared memory besides ``headers``.
     """
 
+    gathers = True  # but for a call that is alone
+
     def __init__(
         self,
         target: Target,
@@ -80,7 +76,7 @@ class GrpcTransport:
         self._headers = tuple(headers.items()) or None
         self._admin_headers = (*headers.items(), *admin_headers.items()) or None
         # Messages are serialised already, and answers are parsed here.
-        self._infer = self._channel.unary_unary(_INFER_METHOD)
+        self._flights = Flights(self._channel, _INFER_METHOD, tuple(headers.items()), self._parse)
         self._replies: dict[bytes, InferReply] = {}
 
     # Inference
@@ -95,7 +91,7 @@ class GrpcTransport:
         return messages.compose(prepared, payloads, options)
 
     def infer(self, message: object, done: Done) -> None:
-        _Flight(self._infer(message, metadata=self._headers), self._parse, done)
+        self._flights.start(message, done)
 
     def _parse(self, answer: bytes) -> InferReply:
         """Parse an answer; one without tensor bytes mostly is the same as the one before."""
@@ -178,6 +174,7 @@ class GrpcTransport:
         return tuple(reply.regions)
 
     async def aclose(self) -> None:
+        self._flights.cancel()
         await self._channel.close()
 
     async def _call(
@@ -202,46 +199,6 @@ class GrpcTransport:
         return True
 
 
-class _Flight:
-    """One infer call, driven through its awaitable by callbacks instead of by a task.
-
-    An awaitable yields the future that it waits for; a task would do the same as this.
-    """
-
-    __slots__ = ("_done", "_parse", "_steps")
-
-    def __init__(
-        self, call: Awaitable[Any], parse: Callable[[bytes], InferReply], done: Done
-    ) -> None:
-        self._steps: Generator[Any, Any, Any] = call.__await__()
-        self._parse = parse
-        self._done = done
-        self._step()
-
-    def _step(self, _finished: object = None) -> None:
-        reply: InferReply | None = None
-        problem: BaseException | None = None
-        try:
-            future = self._steps.send(None)
-        except StopIteration as end:
-            try:
-                reply = self._parse(end.value)
-            except Exception as error:  # noqa: BLE001 # a callback has nobody to raise to
-                problem = ServerError("DATA_LOSS", f"unreadable answer: {error!r}")
-        except grpc.RpcError as error:
-            problem = _server_error(error)
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 # as below
-            problem = error.with_traceback(None)  # which refers to this frame
-        else:
-            # As a task does on receiving it.
-            future._asyncio_future_blocking = False  # noqa: SLF001
-            future.add_done_callback(self._step)
-            return
-        # Not while one of those is handled: what the caller goes on to raise has nothing to do
-        # with it.
-        self._done(reply, problem)
-
-
 def channel_credentials(ssl: SslOptions) -> grpc.ChannelCredentials:
     """Read the certificates of ``ssl``. Blocking, small files."""
     return grpc.ssl_channel_credentials(
@@ -251,15 +208,11 @@ def channel_credentials(ssl: SslOptions) -> grpc.ChannelCredentials:
     )
 
 
-def _server_error(error: Any) -> ServerError:
-    return ServerError(error.code().name, without_region_names(error.details() or ""))
-
-
 async def _translated(call: Awaitable[Result]) -> Result:
     try:
         answer = await call
     except grpc.RpcError as error:
-        raise _server_error(error) from error
+        raise server_error(error) from error
     if answer is None:  # what grpc.aio makes of a message that it cannot parse
         raise ServerError("DATA_LOSS", "unreadable answer")
     return answer

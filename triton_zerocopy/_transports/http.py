@@ -57,6 +57,8 @@ class HttpTransport:
         admin_headers: sent with calls about shared memory besides ``headers``.
     """
 
+    gathers = False
+
     def __init__(
         self,
         target: Target,

@@ -9,6 +9,7 @@ import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import grpc
 import grpc.aio
@@ -226,10 +227,13 @@ async def test_an_untried_release_goes_the_public_way(server, monkeypatch, relea
         np.testing.assert_array_equal((await model.infer({"INPUT0": X}))["OUTPUT0"], X + 1)
 
 
-async def test_an_inside_that_looks_different_is_left_alone():
-    class Callable:
-        _channel = object()
-        _method = "text"
-
-    assert grpc_flights.inside_of(object()) is None
-    assert grpc_flights.inside_of(Callable()) is None
+@pytest.mark.parametrize(
+    "inside",
+    [
+        {},
+        {"_channel": object(), "_method": b"/method"},
+        {"_channel": SimpleNamespace(call=None), "_method": "/method"},
+    ],
+)
+async def test_an_inside_that_looks_different_is_left_alone(inside):
+    assert grpc_flights.inside_of(SimpleNamespace(**inside)) is None

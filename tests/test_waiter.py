@@ -192,7 +192,9 @@ async def test_what_the_caller_raises_later_has_nothing_to_do_with_the_call(serv
         assert error.__context__ is None
 
 
-async def test_who_is_alone_goes_on_at_once_and_others_together(server, monkeypatch):
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+async def test_who_is_alone_goes_on_at_once_and_others_together(server, monkeypatch, scheme):
+    """Over gRPC all go on at once, as what they send next is gathered there."""
     real, told = Waiter.set_result, []
 
     def set_result(self, result, *, at_once):
@@ -201,16 +203,17 @@ async def test_who_is_alone_goes_on_at_once_and_others_together(server, monkeypa
 
     monkeypatch.setattr(Waiter, "set_result", set_result)
     x = {"INPUT0": np.zeros(4, np.float32)}
-    async with tz.Client(f"http://{server.http_url}") as client:
-        async with client.model("fixed", slots=8) as model:
-            await asyncio.gather(*[model.infer(x) for _ in range(8)])  # all slots have memory now
-            told.clear()
-            for _ in range(3):
-                await model.infer(x)
-            assert told == [True] * 3
-            told.clear()
-            await asyncio.gather(*[model.infer(x) for _ in range(8)])
-            assert told == [False] * 7 + [True], "the last one has nobody to wait for"
+    url = server.grpc_url if scheme == "grpc" else f"http://{server.http_url}"
+    async with tz.Client(url) as client, client.model("fixed", slots=8) as model:
+        await asyncio.gather(*[model.infer(x) for _ in range(8)])  # all slots have memory now
+        told.clear()
+        for _ in range(3):
+            await model.infer(x)
+        assert told == [True] * 3
+        told.clear()
+        await asyncio.gather(*[model.infer(x) for _ in range(8)])
+        # The last one has nobody to wait for.
+        assert told == ([True] * 8 if scheme == "grpc" else [False] * 7 + [True])
 
 
 async def test_others_run_while_a_lone_caller_calls(server):

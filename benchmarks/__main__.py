@@ -43,12 +43,22 @@ def _found(options: argparse.Namespace) -> dict[str, Any]:
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="triton_zerocopy_benchmarks-") as directory:
         backends.build(Path(directory))
-        with TritonServer(models=workloads.models(), backend_directory=directory) as server:
+        # A server has one HTTP endpoint.
+        socket = f"unix:{directory}/http"
+        with (
+            TritonServer(models=workloads.models(), backend_directory=directory) as server,
+            TritonServer(
+                models=workloads.models(),
+                backend_directory=directory,
+                args=[f"--http-address={socket}"],
+            ),
+        ):
             conditions = Conditions(
                 server.grpc_url,
                 uses_uvloop=options.uvloop,
                 keeps_memory=options.keep_memory,
                 http_url=server.http_url,
+                unix_url=socket,
             )
             facts = report.environment(server.version, conditions)
             report.print_environment(facts)

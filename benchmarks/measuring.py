@@ -31,6 +31,7 @@ class Contender:
         open: opens its callers.
         workload: what they send.
         is_http: whether they are given the server's HTTP url, else its gRPC url.
+        is_unix: whether that is of the server on a Unix socket.
         needs: what has to be installed for it, if anything; empty if it is here.
     """
 
@@ -38,6 +39,7 @@ class Contender:
     open: Opener
     workload: Workload
     is_http: bool = False
+    is_unix: bool = False
     needs: str = ""
 
 

@@ -114,6 +114,13 @@ def http_infer(
     return infer(f"http://{url}", name, workload, count)
 
 
+def unix_infer(
+    url: str, name: str, workload: Workload, count: int
+) -> AbstractAsyncContextManager[Sequence[Caller]]:
+    """The same as ``infer`` over HTTP through a Unix socket."""
+    return infer(f"http+{url}", name, workload, count)
+
+
 def http_lease(
     url: str, name: str, workload: Workload, count: int
 ) -> AbstractAsyncContextManager[Sequence[Caller]]:

@@ -23,12 +23,14 @@ class Conditions:
         uses_uvloop: whether the event loop is uvloop's, else asyncio's.
         keeps_memory: whether the allocator is told to keep freed memory.
         http_url: of the server, for HTTP.
+        unix_url: of another server that is the same, for HTTP over a Unix socket.
     """
 
     url: str
     uses_uvloop: bool
     keeps_memory: bool
     http_url: str = ""
+    unix_url: str = ""
 
 
 def measure_apart(module: str, arguments: Sequence[str], conditions: Conditions) -> Any:

@@ -36,6 +36,7 @@ _WRK = "wrk (C), HTTP request made before, no copies"
 _SHM_CLIENT = "triton-shm-client 0.1.0 (synchronous)"
 _INFER = "triton_zerocopy infer"
 _INFER_HTTP = "triton_zerocopy infer, http"
+_INFER_UNIX = "triton_zerocopy infer, http+unix"
 _INFER_OUT = "triton_zerocopy infer out=, http"
 _LEASE = "triton_zerocopy lease, 32 MB"
 _LEASE_HTTP = "triton_zerocopy lease, http"
@@ -91,6 +92,9 @@ def _small(callers: int) -> Row:
         NULL,
         (
             *_everybody(SMALL),
+            Contender(
+                _INFER_UNIX, ours.unix_infer, SMALL, is_http=True, is_unix=True, needs=_NO_HTTP
+            ),
             Contender(_BARE, peers.bare, SMALL),
             Contender(_WRK, wrk.post, SMALL, is_http=True, needs=_NO_WRK),
         ),
@@ -208,7 +212,7 @@ def measure_row(row: Row, rounds: int, conditions: Conditions) -> list[Samples]:
     processes: list[Apart] = []
     try:
         for sample in samples:
-            arguments = [row.name, sample.name, conditions.http_url]
+            arguments = [row.name, sample.name, conditions.http_url, conditions.unix_url]
             processes.append(Apart(f"{__package__}.rows", arguments, conditions))
         for process in processes:
             if process.read() != READY:
@@ -222,10 +226,13 @@ def measure_row(row: Row, rounds: int, conditions: Conditions) -> list[Samples]:
     return samples
 
 
-async def _serve(url: str, row_name: str, contender_name: str, http_url: str) -> None:
+async def _serve(
+    url: str, row_name: str, contender_name: str, http_url: str, unix_url: str
+) -> None:
     row = next(row for row in ROWS if row.name == row_name)
     contender = next(each for each in row.present if each.name == contender_name)
-    await serve_turns(http_url if contender.is_http else url, row, contender)
+    over_http = unix_url if contender.is_unix else http_url
+    await serve_turns(over_http if contender.is_http else url, row, contender)
 
 
 if __name__ == "__main__":

@@ -73,6 +73,22 @@ def url_of(server, transport):
     return f"{scheme}{server.http_url}"
 
 
+def when_answered(model):
+    """Return an event that is set when the server has answered a call of a model.
+
+    A short call may be with the server for less than the time between two looks.
+    """
+    pool, is_answered = model._engine.pool, asyncio.Event()
+    arrive = pool.arrive
+
+    def arrived(slot):
+        is_answered.set()
+        return arrive(slot)
+
+    pool.arrive = arrived
+    return is_answered
+
+
 async def until(condition):
     """Let the loop run until a condition holds."""
     while not condition():

@@ -20,7 +20,7 @@ import pytest
 from emulated_cuda import arrays
 from emulated_cuda.server import CudaServer
 from models import MODELS
-from support import drop_owners, until
+from support import drop_owners, until, when_answered
 
 import triton_zerocopy as tz
 from triton_zerocopy._cuda import device as devices
@@ -495,9 +495,9 @@ async def test_a_result_that_nobody_waits_for_keeps_its_memory_until_it_is_copie
         device = devices._devices[0]
         monkeypatch.setattr(device, "own_stream", lambda: int(stream))
         gate = emulation.hold(int(stream))
+        is_answered = when_answered(model)
         call = asyncio.create_task(model.infer({"INPUT0": arrays.from_numpy(X)}))
-        await until(lambda: model.statistics().in_flight == 1)
-        await until(lambda: model.statistics().in_flight == 0)
+        await is_answered.wait()
         for _ in range(5):
             await asyncio.sleep(0.001)
         call.cancel()
@@ -510,3 +510,25 @@ async def test_a_result_that_nobody_waits_for_keeps_its_memory_until_it_is_copie
         stream.synchronize()
         assert np.array_equal(await other.numpy("OUTPUT0"), X + 101)
         await until(lambda: model.statistics().available == 2)
+
+
+async def test_a_gpu_that_is_busy_for_long(client, emulation, monkeypatch):
+    """The device's thread looks again and again, and goes on however often that was."""
+    monkeypatch.setattr(devices, "_LONGEST", 1e-9)
+    async with client.model("fixed") as model:
+        await model.infer({"INPUT0": X})
+        device, looks = devices._devices[0], []
+        look = device._look
+
+        def counted():
+            looks.append(None)
+            return look()
+
+        monkeypatch.setattr(device, "_look", counted)
+        stream = arrays.Stream()
+        monkeypatch.setattr(device, "own_stream", lambda: int(stream))
+        with emulation.hold(int(stream)):
+            call = asyncio.create_task(model.infer({"INPUT0": arrays.from_numpy(X)}))
+            await until(lambda: len(looks) > 3000)
+        result = await call
+        assert np.array_equal(await result.numpy("OUTPUT0"), X + 1)

@@ -12,7 +12,7 @@ import threading
 import numpy as np
 import pytest
 from loops import BOTH
-from support import until
+from support import until, when_answered
 
 import triton_zerocopy as tz
 
@@ -270,9 +270,9 @@ async def test_a_cancel_waits_for_a_copy_into_the_callers_own_tensor(client, gpu
         place = gpu.tensor(np.zeros(4, np.float32))
         with gpu.stream() as stream, gpu.block(stream) as gate:
             gpu.fill_(place, 1)
+            is_answered = when_answered(model)
             call = asyncio.create_task(model.infer({"INPUT0": X}, out={"OUTPUT0": place}))
-            await until(lambda: model.statistics().in_flight == 1 or call.done())
-            await until(lambda: model.statistics().in_flight == 0)
+            await is_answered.wait()
             await turns()
             call.cancel()
             await turns()

@@ -241,17 +241,19 @@ class Device:
             del job  # what it refers to may be the last user
 
     def _next_job(self) -> Callable[[], None] | None:
-        looks = 0
+        looks, pause = 0, _SHORTEST
         while self._pending:
             if self._look():
-                looks = 0
+                looks, pause = 0, _SHORTEST
             try:
                 if looks < _SPINS:
                     return self._jobs.get_nowait()
-                pause = min(_LONGEST, _SHORTEST * 2 ** (looks - _SPINS))
                 return self._jobs.get(timeout=pause)
             except queue.Empty:
-                looks += 1
+                if looks < _SPINS:
+                    looks += 1
+                else:
+                    pause = min(_LONGEST, 2 * pause)
         if not self._users and self._jobs.empty() and self._retire():
             return None
         return self._jobs.get()

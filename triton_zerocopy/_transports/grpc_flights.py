@@ -63,7 +63,10 @@ class Flights:
         Flight(self, steps, done)
 
     async def _straight(self, call: Any, message: object) -> bytes:
-        answer: bytes = await call.unary_unary(message, self._headers, None)
+        try:
+            answer: bytes = await call.unary_unary(message, self._headers, None)
+        finally:
+            self._alone = None  # it keeps a closed channel's connection open
         if call.is_ok():
             return answer
         if call.is_locally_cancelled():
@@ -73,7 +76,7 @@ class Flights:
 
     def cancel(self) -> None:
         """Give up the call that the channel does not know of, before it is closed."""
-        if self._alone is not None and not self._alone.done():
+        if self._alone is not None:
             self._alone.cancel("the client was closed")
 
 

@@ -14,8 +14,9 @@ from typing import Any, Final, Protocol, TypeVar
 
 from ._cuda.device import Device
 from ._endings import public_error
-from ._errors import CapacityError, ForkedClientError, RegistrationError, ServerUnavailable
+from ._errors import ForkedClientError, RegistrationError, ServerUnavailable
 from ._leftovers import Leftovers
+from ._making import Making
 from ._outliving import outlive
 from ._owners import Owner, Unrecorded
 from ._regions.base import Region, RegionHost
@@ -75,6 +76,7 @@ class RegionKeeper:
         self._leftovers = Leftovers(self._settle)
         # One for each region that is being given back: its memory will be there in a moment.
         self._ends: set[asyncio.Future[None]] = set()
+        self._making = Making(self._ends)
         self._kept_until = 0.0
 
     # What a region asks of its client
@@ -154,15 +156,10 @@ class RegionKeeper:
             await self._shop.submit(owner.note_rest)
         host = self if is_public else None
         place = place or settings.place
-        while True:
-            try:
-                region = await self._made(byte_size, device, owner.id, host, place)
-            except CapacityError:
-                if not self._ends:
-                    raise
-                await asyncio.wait(self._ends, return_when=asyncio.FIRST_COMPLETED)
-            else:
-                return await self.registered(region)
+        region = await self._making.make(
+            lambda: self._made(byte_size, device, owner.id, host, place)
+        )
+        return await self.registered(region)
 
     async def _made(
         self,

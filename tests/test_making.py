@@ -59,7 +59,9 @@ async def test_small_ones_beside_one_that_is_too_large(order, rounds):
 async def test_one_that_comes_while_another_tries_again():
     memory, making = Memory(4), Making(set())
     large = asyncio.create_task(making.make(memory.take(9, 10)))
-    while len(memory.attempts) < 2:
+    with pytest.raises(tz.CapacityError):
+        await making.make(memory.take(8))
+    while len(memory.attempts) < 4:
         await asyncio.sleep(0)
     assert await making.make(memory.take(4)) == 4
     with pytest.raises(tz.CapacityError):
@@ -104,3 +106,11 @@ async def test_a_cancelled_one_is_not_waited_for():
     held.cancel()
     memory.free += 4
     assert await other == 1
+
+
+async def test_one_that_was_alone_is_not_tried_again():
+    memory, making = Memory(4), Making(set())
+    for _ in range(2):
+        with pytest.raises(tz.CapacityError):
+            await making.make(memory.take(9))
+    assert memory.attempts == [9, 9]

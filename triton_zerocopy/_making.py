@@ -1,7 +1,8 @@
 """`Making`: attempts to make regions, none of which fails because of another one.
 
 Before an attempt fails for want of memory it has taken what there was, for a moment. Another one,
-at that moment, finds nothing, though it would have fitted. So who fails tries again, alone.
+at that moment, finds nothing, though it would have fitted. So who fails beside others tries again,
+alone.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class Making:
     def __init__(self, ends: set[asyncio.Future[None]]) -> None:
         self._ends = ends
         self._under_way: set[asyncio.Future[None]] = set()
+        self._begun = 0
         self._one_by_one = asyncio.Lock()
 
     async def make(self, attempt: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
@@ -36,10 +38,13 @@ class Making:
         Cancellation: as that of the attempt.
         """
         if not self._one_by_one.locked():
+            self._begun += 1
+            was_first, begun = not self._under_way, self._begun
             try:
                 return await self._beside_others(attempt)
             except CapacityError:
-                pass
+                if was_first and begun == self._begun and not self._ends:
+                    raise
         async with self._one_by_one:
             while self._under_way:
                 await asyncio.wait(self._under_way)

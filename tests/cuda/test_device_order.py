@@ -267,6 +267,8 @@ async def test_cancelled_while_the_gpu_copies(client, gpu):
 
 async def test_a_cancel_waits_for_a_copy_into_the_callers_own_tensor(client, gpu):
     async with client.model("fixed") as model:
+        # What is freed while the stream is blocked would wait for it: the whole GPU does.
+        await model.infer({"INPUT0": X})
         place = gpu.tensor(np.zeros(4, np.float32))
         with gpu.stream() as stream, gpu.block(stream) as gate:
             gpu.fill_(place, 1)

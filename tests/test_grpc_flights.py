@@ -147,7 +147,9 @@ async def test_nobody_listens(connect):
     assert caught.value.code == "UNAVAILABLE"
 
 
+@pytest.mark.parametrize("way", ["straight"], indirect=True)
 async def test_a_call_under_way_is_given_up_when_the_transport_closes(connect):
+    """Of a call that went the public way, grpc.aio may still tell the loop when that is closed."""
     answer = Held()
     with serving(answer) as (url, _), answer:
         transport = connect(url)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import functools
+from contextlib import closing
 
 import hypothesis.strategies as st
 import pytest
@@ -317,6 +317,8 @@ class PoolMachine(RuleBasedStateMachine):
 
     items = Bundle("items")
     waiters = Bundle("waiters")
+    loop: asyncio.AbstractEventLoop
+    """One for all machines: one that is made is not always torn down."""
 
     def __init__(self):
         super().__init__()
@@ -333,11 +335,6 @@ class PoolMachine(RuleBasedStateMachine):
         self.quarantined = []
         self.line = []  # tasks that wait, in order
         self.is_closed = False
-
-    @functools.cached_property
-    def loop(self):
-        """Made when it is needed: not every machine that is made is run, and torn down."""
-        return asyncio.new_event_loop()
 
     def _discard(self, item):
         assert item.state is SlotState.RETIRED
@@ -506,13 +503,16 @@ class PoolMachine(RuleBasedStateMachine):
         self.settle()
         assert drained.done()
         assert self.pool.statistics().retired == len(self.discarded) - self.trimmed
-        self.loop.close()
 
 
-PoolMachine.TestCase.settings = settings(
-    max_examples=150,
-    stateful_step_count=40,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
-TestPoolMachine = PoolMachine.TestCase
+class TestPoolMachine(PoolMachine.TestCase):
+    settings = settings(
+        max_examples=150,
+        stateful_step_count=40,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+
+    def runTest(self):  # noqa: N802 # as unittest calls it
+        with closing(asyncio.new_event_loop()) as PoolMachine.loop:
+            super().runTest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 
+import grpc
 import numpy as np
 import pytest
 from models import MODELS
@@ -135,8 +136,9 @@ async def test_a_restart_is_waited_for(memory, way):
             async with client.model("fixed", slots=2) as model:
                 await call(client, model, way)
                 await server.acrash()
-                while await client.is_ready():  # else a call may be cut off, instead of not sent
-                    pass
+                # Else a call may be cut off, instead of not sent.
+                channel = client._runtime.transport._channel
+                await until(lambda: channel.get_state() is not grpc.ChannelConnectivity.READY)
                 calls = [asyncio.create_task(call(client, model, way)) for _ in range(4)]
                 await asyncio.sleep(0)
                 await server.arestart()

@@ -10,14 +10,7 @@ import numpy as np
 
 from ._arrays import room_array
 from ._datatypes import BYTES, datatype_of, encode_bytes
-from ._endings import (
-    Ending,
-    ending_of,
-    is_unreached,
-    outgrown_output,
-    public_error,
-    seen_by_caller,
-)
+from ._endings import Ending, ending_of, hand_over, is_unreached, outgrown_output, public_error
 from ._errors import CapacityError, InputError
 from ._layout import OutputPlace
 from ._regions.base import Region, RegionTensor, begin_calls
@@ -123,10 +116,7 @@ async def _call(runtime: Runtime, message: object, regions: Sequence[Region]) ->
 
     def done(reply: InferReply | None, error: BaseException | None) -> None:
         end(is_ambiguous=error is not None and ending_of(error) is Ending.AMBIGUOUS)
-        if reply is None:
-            waiter.set_exception(seen_by_caller(error))
-        else:
-            waiter.set_result(reply, at_once=False)
+        hand_over(waiter, reply, error, at_once=False)
 
     begin_calls(regions)
     try:

@@ -12,7 +12,8 @@ import re
 from typing import Final
 
 from ._errors import InferenceError, ServerUnavailable
-from ._transports.base import ServerError
+from ._transports.base import InferReply, ServerError
+from ._waiter import Waiter
 
 
 class Ending(enum.Enum):
@@ -103,7 +104,24 @@ def public_error(
     )
 
 
-def seen_by_caller(error: BaseException | None) -> BaseException:
+def hand_over(
+    waiter: Waiter[InferReply],
+    reply: InferReply | None,
+    error: BaseException | None,
+    *,
+    at_once: bool,
+) -> None:
+    """Give a waiting caller the reply or the error.
+
+    With ``at_once`` a caller with a reply goes on before this returns.
+    """
+    if reply is None:
+        waiter.set_exception(_seen_by_caller(error))
+    else:
+        waiter.set_result(reply, at_once=at_once)
+
+
+def _seen_by_caller(error: BaseException | None) -> BaseException:
     """Return the error of a call as its caller sees it.
 
     A cancelled call is not a cancelled caller, and gRPC's own errors stay inside.

@@ -26,7 +26,7 @@ from typing import Any, Final, TypeVar
 
 from ._copying import Job
 from ._cuda.device import Device
-from ._endings import Ending, ending_of, seen_by_caller
+from ._endings import Ending, ending_of, hand_over
 from ._errors import RegistrationError, ServerUnavailable
 from ._outliving import outlive, see_through
 from ._pool import Pool
@@ -307,10 +307,7 @@ class Engine:
             for region in placed:
                 region.end_call(is_ambiguous=False)
         self.unhold(slot)
-        if reply is None:
-            waiter.set_exception(seen_by_caller(error))
-        else:
-            waiter.set_result(reply, at_once=at_once)
+        hand_over(waiter, reply, error, at_once=at_once)
 
     def _ended_with(
         self, slot: Slot, error: BaseException | None, placed: Sequence[Region]

@@ -256,7 +256,8 @@ class Soak:
         if not all_free(model):
             picture = model.statistics()
             return max(1, picture.capacity - picture.available)
-        await load.use_all(model)
+        load.server = self._server
+        await load.until_all_work(model)
         return 0
 
 

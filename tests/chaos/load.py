@@ -196,13 +196,20 @@ class Load:
             while not all_free(model):
                 await self.revive()
                 await asyncio.sleep(0.005)
+        await self.until_all_work(model)
+
+    async def until_all_work(self, model):
+        """Hold all slots at a time, and call with each, until no broken link is in the way.
+
+        One that was to be cut may still be, and a server that crashed over the last cut takes a
+        moment to be gone.
+        """
         async with asyncio.timeout(PATIENCE):
             while True:
                 await self.revive()
                 try:
                     await self.use_all(model)
                 except* tz.ServerUnavailable:
-                    # A server that crashed over the last cut takes a moment to be gone.
                     await asyncio.sleep(0.05)
                 else:
                     return

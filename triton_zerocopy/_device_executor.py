@@ -63,12 +63,12 @@ class DeviceExecutor(Executor):
 
     def _filled(self, request: Request) -> asyncio.Future[None]:
         def fill(finish: Finish) -> None:
-            stream = self._gpu.own_stream()
+            stream = self._gpu.streams.own()
             for place in request.outputs:
                 if place.offset is not None:
                     room = request.room(place)
                     cudart.fill(room.view().address, POISON, room.nbytes, stream)
-            self._gpu.when_reached(stream, finish)
+            self._gpu.streams.when_reached(stream, finish)
 
         return self._gpu.begin(fill)
 

@@ -158,7 +158,8 @@ class Engine:
         device, streams = self.device, slot.lent_streams
         if device is not None and streams:
             # What other libraries queued on them may still be going to read them.
-            device.post(lambda: device.when_settled(streams, lambda e: self._is_quiet(slot, e)))
+            is_quiet = partial(self._is_quiet, slot)
+            device.post(lambda: device.streams.when_settled(streams, is_quiet))
         else:
             self._is_quiet(slot, None)
 

@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
 from ._copying import THREADS, Job
-from ._cuda.device import Device, open_device
+from ._cuda.device import Device
+from ._cuda.devices import open_device
 from ._cuda.results import DeviceResults
 from ._deadlines import Deadlines
 from ._endings import public_error

@@ -28,7 +28,7 @@ from gpus import EmulatedGpu, NoGpu, open_gpu, why_no_gpu
 from models import MODELS, add_one
 from real_machine import C_MODELS, RealMachine, build_backends, registered
 
-from triton_zerocopy._cuda import device as _device
+from triton_zerocopy._cuda import devices as _devices
 from triton_zerocopy.testing import PythonModel, RawModel, TritonServer
 from triton_zerocopy.testing.pytest_plugin import _visible_output
 
@@ -112,7 +112,7 @@ def emulation(request):
             _check(lambda: _left_on_the_machine(before))
     finally:
         # A failed test's devices live on in its traceback; the next test makes its own.
-        _device._start_over()
+        _devices._start_over()
         emulated_cuda.uninstall()
         emulated_cuda.reset()
         arrays.forget_exports()

@@ -23,7 +23,8 @@ from models import MODELS
 from support import drop_owners, until, when_answered
 
 import triton_zerocopy as tz
-from triton_zerocopy._cuda import device as devices
+from triton_zerocopy._cuda import device as device_module
+from triton_zerocopy._cuda import devices
 
 pytestmark = [pytest.mark.anyio, pytest.mark.emulated, pytest.mark.once]
 
@@ -49,9 +50,10 @@ assert threading.active_count() == 1
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=60)
 
 
-def test_the_process_does_not_end_under_the_devices_thread():
-    """Not while it gives back its streams, either: CUDA may be gone in the midst of a call."""
-    code = """
+@pytest.mark.parametrize(("function", "times"), [("cudaStreamDestroy", 32), ("cudaFree", 1)])
+def test_the_process_does_not_end_under_the_devices_threads(function, times):
+    """Not while they give back what they have, either: CUDA may be gone in the midst of a call."""
+    code = f"""
 import atexit, threading
 import emulated_cuda
 
@@ -59,7 +61,8 @@ emulated_cuda.install()
 given_back = []
 atexit.register(lambda: print(len(given_back)))  # runs after those that are registered later
 
-from triton_zerocopy._cuda import device
+from triton_zerocopy._cuda import devices
+from triton_zerocopy._cuda.memory import Allocation
 
 begun = threading.Event()
 
@@ -68,9 +71,11 @@ def slowly():
     threading.Event().wait(0.01)
     given_back.append(1)
 
-hook = emulated_cuda.on_call("cudaStreamDestroy", slowly)
+hook = emulated_cuda.on_call("{function}", slowly)
 hook.__enter__()
-device.open_device(0).let_go()
+device = devices.open_device(0)
+device.post(lambda: Allocation(device, 100))
+device.let_go()
 assert begun.wait(10)
 """
     done = subprocess.run(
@@ -81,7 +86,18 @@ assert begun.wait(10)
         stdout=subprocess.PIPE,
         text=True,
     )
-    assert int(done.stdout) == 32
+    assert int(done.stdout) == times
+
+
+async def test_a_device_does_not_end_before_what_it_waits_for(emulation):
+    device = await asyncio.to_thread(devices.open_device, 0)
+    with emulation.hold(2):
+        settling = device.settle([2])  # a stream without a name
+        device.let_go()
+        await device.ask(lambda: None)
+        assert not settling.done()
+    await settling
+    await until(lambda: not devices._devices)
 
 
 async def test_no_cuda_python(cuda_server, emulation):
@@ -493,7 +509,7 @@ async def test_a_result_that_nobody_waits_for_keeps_its_memory_until_it_is_copie
         # The copy out waits for a stream that is held, as it would for a GPU that is busy.
         stream = arrays.Stream()
         device = devices._devices[0]
-        monkeypatch.setattr(device, "own_stream", lambda: int(stream))
+        monkeypatch.setattr(device.streams, "own", lambda: int(stream))
         gate = emulation.hold(int(stream))
         is_answered = when_answered(model)
         call = asyncio.create_task(model.infer({"INPUT0": arrays.from_numpy(X)}))
@@ -514,19 +530,19 @@ async def test_a_result_that_nobody_waits_for_keeps_its_memory_until_it_is_copie
 
 async def test_a_gpu_that_is_busy_for_long(client, emulation, monkeypatch):
     """The device's thread looks again and again, and goes on however often that was."""
-    monkeypatch.setattr(devices, "_LONGEST", 1e-9)
+    monkeypatch.setattr(device_module, "_LONGEST", 1e-9)
     async with client.model("fixed") as model:
         await model.infer({"INPUT0": X})
         device, looks = devices._devices[0], []
-        look = device._look
+        look = device.streams.look
 
         def counted():
             looks.append(None)
             return look()
 
-        monkeypatch.setattr(device, "_look", counted)
+        monkeypatch.setattr(device.streams, "look", counted)
         stream = arrays.Stream()
-        monkeypatch.setattr(device, "own_stream", lambda: int(stream))
+        monkeypatch.setattr(device.streams, "own", lambda: int(stream))
         with emulation.hold(int(stream)):
             call = asyncio.create_task(model.infer({"INPUT0": arrays.from_numpy(X)}))
             await until(lambda: len(looks) > 3000)

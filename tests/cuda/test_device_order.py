@@ -243,6 +243,88 @@ async def test_one_calls_producer_does_not_hold_up_another_call(client, gpu):
                 await call
 
 
+def held_and_destroyed(gpu):
+    """Return a stream that was destroyed with work left, and that work's gate."""
+    with gpu.stream() as stream:
+        gate = gpu.block(stream)
+        return int(stream), gate
+
+
+def held_per_thread(gpu):
+    """Return a stream that is another one in each thread, and its work's gate."""
+    return 2, gpu.block(2)
+
+
+@pytest.mark.emulated
+@pytest.mark.parametrize("hold", [held_and_destroyed, held_per_thread])
+async def test_a_producers_stream_without_a_name_does_not_hold_up_another_call(client, gpu, hold):
+    """All of the GPU is waited for then, by the call that has to."""
+    async with client.model("fixed") as model:
+        stream, gate = hold(gpu)
+        with gate:
+            x = gpu.interface_only(gpu.tensor(X), stream=stream)
+            call = asyncio.create_task(model.infer({"INPUT0": x}))
+            await until(lambda: model.statistics().in_use == 1)
+            await turns()
+            for _ in range(20):
+                result = await model.infer({"INPUT0": X + 1})
+                assert np.array_equal(await result.numpy("OUTPUT0"), X + 2)
+            assert not call.done()
+        result = await call
+        assert np.array_equal(await result.numpy("OUTPUT0"), X + 1)
+
+
+@pytest.mark.emulated
+@pytest.mark.parametrize("hold", [held_and_destroyed, held_per_thread])
+async def test_a_leases_stream_without_a_name_does_not_hold_up_another_call(client, gpu, hold):
+    async with client.model("fixed") as model:
+        stream, gate = hold(gpu)
+        with gate:
+            async with model.lease() as lease:
+                await lease.infer({"INPUT0": X})
+                lease.release_after(stream)
+            for _ in range(20):
+                result = await model.infer({"INPUT0": X + 1})
+                assert np.array_equal(await result.numpy("OUTPUT0"), X + 2)
+            assert model.statistics().in_use == 1
+        await until(lambda: model.statistics().in_use == 0)
+
+
+@pytest.mark.emulated
+async def test_freeing_memory_does_not_hold_up_a_call(client, gpu):
+    """CUDA frees memory when the GPU is idle; who closes a region waits for that, nobody else."""
+    async with client.model("fixed") as model:
+        region = await client.region(4096, memory="cuda:0")
+        with gpu.stream() as stream, gpu.block(stream):
+            closing = asyncio.create_task(region.aclose())
+            for _ in range(20):
+                result = await model.infer({"INPUT0": X})
+                assert np.array_equal(await result.numpy("OUTPUT0"), X + 1)
+            assert not closing.done()
+        await closing
+
+
+@pytest.mark.emulated
+async def test_a_closed_region_has_given_its_memory_back(client, gpu, emulation):
+    """Whoever makes the next one finds it."""
+    region = await client.region(4096, memory="cuda:0")
+    before = emulation.live("library").device
+    begun, may_go_on = threading.Event(), threading.Event()
+
+    def slowly():
+        begun.set()
+        may_go_on.wait(10)
+
+    with emulation.on_call("cudaFree", slowly):
+        closing = asyncio.create_task(region.aclose())
+        await until(begun.is_set)
+        await turns()
+        assert not closing.done()
+        may_go_on.set()
+        await closing
+    assert emulation.live("library").device == before - 1
+
+
 async def test_cancelled_while_the_gpu_copies(client, gpu):
     """The caller is released at once; the slot when the copy is done."""
     async with client.model("fixed", slots=1) as model:
@@ -288,7 +370,7 @@ async def test_a_cancel_waits_for_a_copy_into_the_callers_own_tensor(client, gpu
 
 @pytest.mark.emulated
 async def test_the_callers_threads_never_touch_cuda(client, gpu, emulation):
-    """One thread of the library makes all CUDA calls, on one device."""
+    """A thread of the library makes all CUDA calls, on one device; another one those that block."""
     async with client.model("rows", slots=2) as model:
         batch = np.arange(30, dtype=np.float32).reshape(10, 3)
         await model.infer({"INPUT0": gpu.tensor(batch)})
@@ -303,10 +385,9 @@ async def test_the_callers_threads_never_touch_cuda(client, gpu, emulation):
             await region.write(batch)
         async with client.adopt(gpu.empty((1 << 19,))) as ref:
             await client.infer("add_one", {"INPUT0": ref}, outputs=["OUTPUT0"])
-    made_by = emulation.contexts()
-    assert len(made_by) == 1
-    assert {device for _, device in made_by} == {0}
-    assert threading.get_ident() not in {thread for thread, _ in made_by}
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    made_by = {(names[thread], device) for thread, device in emulation.contexts()}
+    assert made_by == {("triton_zerocopy cuda:0", 0), ("triton_zerocopy cuda:0 blocking", 0)}
 
 
 @pytest.mark.emulated

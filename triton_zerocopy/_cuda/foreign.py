@@ -21,6 +21,7 @@ from .._errors import InputError
 from . import cudart, dlpack
 from .arrays import DeviceArray
 from .cudart import LEGACY_STREAM
+from .streams import Streams
 from .views import DeviceView, packed_strides
 
 _ON_DEVICE = (dlpack.CUDA, dlpack.CUDA_MANAGED)
@@ -31,7 +32,8 @@ class StreamSource(Protocol):
 
     @property
     def id(self) -> int: ...
-    def guest_stream(self) -> int: ...
+    @property
+    def streams(self) -> Streams: ...
 
 
 def is_device_tensor(value: object) -> bool:
@@ -74,7 +76,7 @@ def import_view(value: Any, device: StreamSource, where: str) -> DeviceView | De
 def _by_dlpack(value: Any, device: StreamSource, where: str) -> DeviceView:
     _, number = device_of(value)
     # On another device the legacy stream is named: it orders there, and needs no stream of ours.
-    stream = device.guest_stream() if number == device.id else LEGACY_STREAM
+    stream = device.streams.guest() if number == device.id else LEGACY_STREAM
     try:
         try:
             capsule = value.__dlpack__(stream=stream, max_version=dlpack.VERSION)

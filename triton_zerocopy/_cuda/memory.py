@@ -43,18 +43,25 @@ class Allocation:
         self._end.atexit = False
 
     def free_now(self) -> None:
-        """Free it, in the device's thread; nobody uses it any more."""
-        if self._end.detach() is not None:
-            _free(self.device, self.address)
+        """Free it, in the device's thread, which waits for it; nobody uses it any more."""
+        if self._end.detach() is None:
+            return
+        error = None
+        try:
+            cudart.free(self.address)
+        except CudaError as problem:
+            error = problem
+        _freed(self.device, error)
 
 
 def _free(device: Device, address: int) -> None:
-    try:
-        cudart.free(address)
-    except CudaError as error:
+    device.blocking.run(partial(cudart.free, address), partial(_freed, device))
+
+
+def _freed(device: Device, error: BaseException | None) -> None:
+    if error is not None:
         logger.warning("%r: memory could not be freed: %s", device, error)
-    finally:
-        device.count_users(-1)
+    device.count_users(-1)
 
 
 class DeviceRoot:

@@ -99,7 +99,7 @@ def _ended(
     results: DeviceResults, device: Device, allocation: Allocation, streams: set[int]
 ) -> None:
     give_back = partial(results.give_back, allocation)
-    device.post(lambda: device.when_settled(streams, give_back))
+    device.post(lambda: device.streams.when_settled(streams, give_back))
 
 
 def rounded(byte_size: int) -> int:

@@ -58,7 +58,7 @@ class Staging:
             # CUDA has read it when this returns.
             cudart.copy(target, source.ctypes.data, source.nbytes, stream)
             count.more()
-            self._device.when_reached(stream, count.done)
+            self._device.streams.when_reached(stream, count.done)
         else:
             flat = source.reshape(-1).view(np.uint8)
             parts = _parts(flat.nbytes)
@@ -72,12 +72,17 @@ class Staging:
         for _ in range(min(_THREADS, -(-flat.nbytes // BLOCK))):
             self._in_thread(count, lambda: self._empty(flat, source, parts, stream))
 
-    def close(self) -> None:
-        """Free the blocks; nothing is under way."""
+    def close(self) -> list[CudaError]:
+        """Free the blocks; nothing is under way. Returns what went wrong."""
         if self._threads is not None:
             self._threads.shutdown(wait=True)
+        problems = []
         while self._made:
-            cudart.free_host(self._made.pop())
+            try:
+                cudart.free_host(self._made.pop())
+            except CudaError as error:
+                problems.append(error)
+        return problems
 
     def _send(self, address: int, block: int, size: int, stream: int, count: Countdown) -> None:
         count.more()
@@ -88,7 +93,7 @@ class Staging:
 
         try:
             cudart.copy(address, block, size, stream)
-            self._device.when_reached(stream, sent)
+            self._device.streams.when_reached(stream, sent)
         except CudaError as error:
             sent(error)
 
@@ -160,7 +165,7 @@ class Staging:
         """In the device's thread: have the GPU fill a block."""
         try:
             cudart.copy(fetch.block, source + fetch.start, fetch.size, stream)
-            self._device.when_reached(stream, fetch.done)
+            self._device.streams.when_reached(stream, fetch.done)
         except CudaError as error:
             fetch.done(error)
 

@@ -1,8 +1,9 @@
 """Copies between host arrays and device tensors, in the device's thread.
 
 Each runs on one stream, after the work of the tensors' owners, and is finished when the GPU
-has done it. After an error, what was queued before it is waited for first: nobody may use the
-memory while the GPU still writes there.
+has done it. Where that work is on a stream that cannot be named here, all of the GPU is waited
+for. After an error, what was queued before it is waited for first: nobody may use the memory
+while the GPU still writes there.
 """
 
 from __future__ import annotations
@@ -40,7 +41,11 @@ def run_copies(device: Device, pairs: Sequence[Pair], finish: Finish) -> None:
 
     What is copied is kept until then: whoever asked for it may have left.
     """
-    copies = _Copies(device, partial(_finish_with, list(pairs), finish))
+    _run(device, pairs, finish, is_ordered=False)
+
+
+def _run(device: Device, pairs: Sequence[Pair], finish: Finish, *, is_ordered: bool) -> None:
+    copies = _Copies(device, partial(_finish_with, list(pairs), finish), is_ordered)
     for target, source in pairs:
         copies.add(target, source)
     copies.close()
@@ -50,20 +55,46 @@ def _finish_with(_pairs: list[Pair], finish: Finish, error: BaseException | None
     finish(error)
 
 
+class _Unordered(Exception):
+    """What comes before a copy is on a stream that has no name here."""
+
+
 class _Copies:
-    def __init__(self, device: Device, finish: Finish) -> None:
+    """Some copies, and who waits for all of them.
+
+    Args:
+        device: queues them.
+        finish: called when all are done.
+        is_ordered: True if what was to come before is done already.
+    """
+
+    def __init__(self, device: Device, finish: Finish, is_ordered: bool) -> None:
         self._device = device
+        self._is_ordered = is_ordered
         self._streams: set[int] = set()
         self._count = Countdown(finish)
 
     def add(self, target: Side, source: Side) -> None:
-        self._count.guard(lambda: self._copy(_resolved(target), _resolved(source)))
+        def copy() -> None:
+            try:
+                self._copy(_resolved(target), _resolved(source))
+            except _Unordered:
+                self._count.more()
+                self._device.streams.when_idle(partial(self._copy_idle, (target, source)))
+
+        self._count.guard(copy)
+
+    def _copy_idle(self, pair: Pair, error: BaseException | None) -> None:
+        if error is not None:
+            self._count.done(error)
+        else:
+            _run(self._device, [pair], self._count.done, is_ordered=True)
 
     def close(self) -> None:
         for stream in self._streams:
             self._count.more()
             try:
-                self._device.when_reached(stream, self._count.done)
+                self._device.streams.when_reached(stream, self._count.done)
             except BaseException as error:  # noqa: BLE001 # the waiter's
                 self._count.done(error)
         self._count.close()
@@ -84,10 +115,12 @@ class _Copies:
         here = [side for side in sides if side.device_id == self._device.id]
         stream = next((side.stream for side in here if side.stream), 0)
         after = frozenset().union(*(side.after for side in here))
+        streams = self._device.streams
         if not stream:
-            stream = self._device.guest_stream() if after else self._device.own_stream()
+            stream = streams.guest() if after else streams.own()
         self._streams.add(stream)
-        self._device.order(stream, after)
+        if not self._is_ordered and not streams.order(stream, after):
+            raise _Unordered
         return stream
 
     def _between(self, target: DeviceView, source: DeviceView) -> None:
@@ -139,7 +172,7 @@ class _Copies:
                 stream,
             )
         self._count.more()
-        self._device.when_reached(stream, partial(self._done_with, packed))
+        self._device.streams.when_reached(stream, partial(self._done_with, packed))
 
     def _done_with(self, _packed: Array, error: BaseException | None) -> None:
         self._count.done(error)

@@ -82,7 +82,7 @@ class AdoptedRegion(CudaRegion):
                     "the memory of an adopted tensor was freed while it was adopted, and is "
                     "another allocation by now; keep it until the adoption is over"
                 )
-            self._device.when_settled(streams, finish)
+            self._device.streams.when_settled(streams, finish)
 
         await self._device.begin(check)
 

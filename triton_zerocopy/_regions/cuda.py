@@ -98,8 +98,10 @@ class CudaRegion(Region):
         self._keeper = None
 
     async def freed(self) -> None:
-        # Jobs are run in order, so the memory is unpinned by then, and given back.
-        await self._device.ask(lambda: None)
+        device = self._device
+        # Unpinning it was a job, after which another one has it freed.
+        await device.ask(lambda: None)
+        await device.begin(lambda finish: device.blocking.run(lambda: None, finish))
 
     async def settle(self) -> None:
         if self._streams:

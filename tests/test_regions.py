@@ -102,6 +102,7 @@ async def test_what_is_outside_is_refused(server):
             lambda: region.array((2**62,), "float32", offset=2**62),
             lambda: region.tensor((26,), "FP32"),
             lambda: region.tensor((1,), "FP31"),
+            lambda: region.tensor("FP32", [1]),
             lambda: region.tensor((1,), "BYTES"),
             lambda: region.tensor((1,), "BYTES", byte_size=101),
             lambda: region.tensor((2,), "FP32", byte_size=4),

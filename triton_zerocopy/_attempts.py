@@ -14,13 +14,12 @@ anything else                     never
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Final
 
 from ._endings import Ending, ending_of, is_unreached, outgrown_output, public_error
 from ._errors import CapacityError, ServerUnavailable
 from ._requests import Request
-from ._retry import RetryPolicy
+from ._retry import Retries
 from ._slots import Slot
 from ._transports.base import CallOptions, ServerError
 
@@ -39,13 +38,14 @@ class Attempts:
         may_move: True if the call may go on in other memory than it began in.
     """
 
-    __slots__ = ("_count", "_executor", "_may_move", "_repeats", "_was_renewed")
+    __slots__ = ("_count", "_executor", "_may_move", "_retries", "_was_renewed")
 
     def __init__(self, executor: Executor, *, may_move: bool) -> None:
         self._executor = executor
         self._may_move = may_move
         self._count = 0
-        self._repeats = 0
+        is_sequence = executor.spec.is_sequence
+        self._retries = Retries(None if is_sequence else executor.engine.runtime.settings.retry)
         self._was_renewed = False
 
     async def recover(
@@ -91,20 +91,11 @@ class Attempts:
 
     async def wait(self, problem: ServerUnavailable) -> None:
         """Pause if the policy allows another attempt, else raise the problem."""
-        policy = self._policy()
-        if policy is None or not policy.allows(self._repeats):
-            raise problem
-        pause = policy.pause(self._repeats)
-        self._repeats += 1
-        await asyncio.sleep(pause)
+        await self._retries.wait(problem)
 
     async def _move(self, problem: ServerUnavailable, slot: Slot, request: Request) -> None:
         """Let the slot have other memory; raise the problem if the call cannot use it."""
-        is_allowed = self._policy() is not None and self._executor.is_repeatable
+        is_allowed = self._retries.policy is not None and self._executor.is_repeatable
         if not is_allowed or not self._may_move or request.placed:
             raise problem
         await self._executor.engine.replace(slot)
-
-    def _policy(self) -> RetryPolicy | None:
-        executor = self._executor
-        return None if executor.spec.is_sequence else executor.engine.runtime.settings.retry

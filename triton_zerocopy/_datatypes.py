@@ -47,7 +47,7 @@ def dtype_of(datatype: str) -> np.dtype[Any]:
     """Return the numpy dtype of a Triton datatype, or raise InputError."""
     try:
         return DTYPES[datatype]
-    except KeyError:
+    except (KeyError, TypeError):
         known = ", ".join(DTYPES)
         raise InputError(f"unknown datatype {datatype!r}; Triton has {known}") from None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,12 +10,13 @@ import numpy as np
 from ._arrays import room_array
 from ._datatypes import BYTES, datatype_of, encode_bytes
 from ._endings import Ending, ending_of, hand_over, is_unreached, outgrown_output, public_error
-from ._errors import CapacityError, InputError
+from ._errors import CapacityError, InputError, ServerUnavailable
 from ._layout import OutputPlace
 from ._regions.base import Region, RegionTensor, begin_calls
 from ._replies import check_reply
 from ._requests import Request, settle_all
 from ._results import InferResult
+from ._retry import Retries
 from ._runtime import Runtime
 from ._specs import TensorSpec
 from ._transports.base import (
@@ -52,7 +52,7 @@ async def infer_direct(
     )
     for region in regions:
         region.join_caller()
-    was_renewed, repeats, retry = False, 0, runtime.settings.retry
+    was_renewed, retries = False, Retries(runtime.settings.retry)
     while True:
         # Anew each time: a region that was lost has another name when it is back.
         message = await _compose(runtime, model_name, model_version, inputs, outputs, options)
@@ -62,12 +62,13 @@ async def infer_direct(
             break
         except ServerError as error:
             if ending_of(error) is Ending.REGION_LOST and regions and not was_renewed:
-                was_renewed = True  # it never ran, so repeating it is safe
-                await runtime.protect(runtime.regions.renew(regions))
-                continue
-            if is_unreached(error) and retry is not None and retry.allows(repeats):
-                await asyncio.sleep(retry.pause(repeats))
-                repeats += 1
+                # It never ran, so repeating it is safe.
+                try:
+                    await runtime.protect(runtime.regions.renew(regions))
+                except ServerUnavailable as away:
+                    await retries.wait(away)
+                else:
+                    was_renewed = True
                 continue
             found = outgrown_output(error)
             if found is not None:
@@ -77,7 +78,11 @@ async def infer_direct(
                     needed=found[1],
                     model_ran=True,
                 ) from error
-            raise public_error(error, model=model_name, request_id=options.request_id) from error
+            problem = public_error(error, model=model_name, request_id=options.request_id)
+            if not isinstance(problem, ServerUnavailable) or not is_unreached(error):
+                raise problem from error
+            problem.__cause__ = error
+            await retries.wait(problem)
     return await _result(
         runtime, model_name, reply, placed, options, names=None if outputs is None else [*outputs]
     )

@@ -1,11 +1,12 @@
-"""`RetryPolicy`: when a call is sent again because its server was not there."""
+"""`RetryPolicy`: when a call is sent again because its server was not there; and `Retries`."""
 
 from __future__ import annotations
 
+import asyncio
 import random
 from dataclasses import dataclass
 
-from ._errors import InputError
+from ._errors import InputError, ServerUnavailable
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,3 +58,25 @@ class RetryPolicy:
         # Beyond 2**30 the longest pause holds for any sensible first one.
         longest = min(self.longest_pause, self.first_pause * 2 ** min(count, 30))
         return random.uniform(0, longest)  # noqa: S311 # nothing secret
+
+
+class Retries:
+    """How often one call was sent again.
+
+    Args:
+        policy: what the client was told, None if such a call is not sent again.
+    """
+
+    __slots__ = ("_count", "policy")
+
+    def __init__(self, policy: RetryPolicy | None) -> None:
+        self.policy = policy
+        self._count = 0
+
+    async def wait(self, problem: ServerUnavailable) -> None:
+        """Pause if the policy allows another attempt, else raise the problem."""
+        if self.policy is None or not self.policy.allows(self._count):
+            raise problem
+        pause = self.policy.pause(self._count)
+        self._count += 1
+        await asyncio.sleep(pause)

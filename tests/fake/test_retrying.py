@@ -56,6 +56,22 @@ async def test_a_call_that_did_not_reach_the_server(fake, memory, way):
             await fake.aclear()
 
 
+@pytest.mark.parametrize("way", ["infer", "lease", "client"])
+async def test_the_server_is_away_when_a_lost_region_is_to_be_made_known(fake, way):
+    async with tz.Client(fake.grpc_url, retry=AGAIN) as client:
+        async with client.model("fixed", slots=1) as model, client.region(64) as region:
+            inputs = {"INPUT0": region.tensor([4], "FP32")}
+            await region.write(X)
+            await call(client, model, way)
+            await fake.aforget()
+            await fake.ainject(Fault("SystemSharedMemoryStatus", fail=AWAY, calls=2))
+            if way == "client":
+                result = await client.infer("fixed", inputs)
+                np.testing.assert_array_equal(result["OUTPUT0"], X + 1)
+            else:
+                np.testing.assert_array_equal(await call(client, model, way), X + 1)
+
+
 @pytest.mark.parametrize("way", ["infer", "client"])
 async def test_only_so_often(fake, way):
     retry = tz.RetryPolicy(attempts=2, first_pause=0, longest_pause=0)

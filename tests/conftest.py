@@ -12,7 +12,7 @@ from loops import BOTH
 from models import MODELS
 from support import own_files, owner_files, url_of
 
-pytest_plugins = ["triton_zerocopy.testing.pytest_plugin"]
+pytest_plugins = ["triton_zerocopy.testing.pytest_plugin", "conformance.fixtures"]
 
 # They say the same on every Python and numpy; see `nox -s tests`.
 ONCE = (

@@ -43,7 +43,7 @@ GATES = "/dev/shm/tzc-gate-"
 
 def gate(INPUT0, GATE):
     """Tell by a file that it runs, and wait for another to go on; see support.Gate."""
-    gate = f"{GATES}{int(GATE[0])}"
+    gate = f"{GATES}{int(GATE.flat[0])}"
     open(f"{gate}.shut", "w").close()
     deadline = time.monotonic() + 30
     while not os.path.exists(f"{gate}.open") and time.monotonic() < deadline:

@@ -45,7 +45,7 @@ async def test_stopped_and_continued(unruly, witness, load):
             try:
                 await load.some("timed out", 5)
                 async with asyncio.timeout(PATIENCE):
-                    while model.statistics().in_flight < 4:
+                    while model.statistics().available:
                         await asyncio.sleep(0.001)
             finally:
                 os.kill(unruly.pid, signal.SIGCONT)

@@ -12,8 +12,6 @@ from models import MODELS
 
 from triton_zerocopy.testing import FakeTriton, TritonServer
 
-from .raw import Grpc, Http, Memory
-
 VERSION = "2.51.0"
 # The models of test_client.py only: a real server takes a while to start each.
 ON_UNIX = {
@@ -123,21 +121,8 @@ def make_server(kind, on_unix, sockets):
 
 
 @pytest.fixture
-def rpc(server):
-    with Grpc(server.grpc_url) as rpc:
-        yield rpc
-
-
-@pytest.fixture
-def web(server):
-    with Http(server.http_url) as web:
-        yield web
-
-
-@pytest.fixture
-def memory():
-    with Memory() as memory:
-        yield memory
+def asked(server):
+    return server
 
 
 @pytest.fixture

@@ -6,28 +6,16 @@ import http.client
 
 import pytest
 from models import MODELS
+from models import gate as wait_at_gate
 
 from triton_zerocopy.testing import FakeTriton, PythonModel, TritonServer
 
 from .conftest import VERSION
-from .raw import Gate, Grpc, Http, Refused, floats, output, tensor, wait_until
+from .raw import Gate, Grpc, Refused, floats, output, tensor, wait_until
 
 X = floats(1, 2, 3, 4)
 HEADER = "triton-grpc-protocol-admin"
 SECRET = ((HEADER, "sesame"),)
-
-
-def wait_at_gate(INPUT0, GATE):
-    import os
-    import time
-
-    gate = f"/dev/shm/tzc-gate-{int(GATE.flat[0])}"
-    open(f"{gate}.shut", "w").close()
-    deadline = time.monotonic() + 30
-    while not os.path.exists(f"{gate}.open") and time.monotonic() < deadline:
-        time.sleep(0.001)
-    os.unlink(f"{gate}.shut")
-    return INPUT0 + 1
 
 
 OWN = {
@@ -75,15 +63,8 @@ def own(request):
 
 
 @pytest.fixture
-def rpc(own):
-    with Grpc(own.grpc_url) as rpc:
-        yield rpc
-
-
-@pytest.fixture
-def web(own):
-    with Http(own.http_url) as web:
-        yield web
+def asked(own):
+    return own
 
 
 def test_restricted_calls_need_their_header(rpc, web):

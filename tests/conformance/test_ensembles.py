@@ -8,7 +8,7 @@ from models import MODELS, TORN
 from triton_zerocopy.testing import FakeTriton, TritonServer
 
 from .conftest import VERSION
-from .raw import PAGE, Gate, Grpc, Memory, floats, output, tensor
+from .raw import PAGE, Gate, Memory, floats, output, tensor
 
 OWN = {"gate": MODELS["gate"], "fail": MODELS["fail"], "torn": TORN}
 X, DONE = floats(1, 2), [2.0, 3.0]
@@ -25,9 +25,8 @@ def own(request):
 
 
 @pytest.fixture
-def rpc(own):
-    with Grpc(own.grpc_url) as rpc:
-        yield rpc
+def asked(own):
+    return own
 
 
 @pytest.fixture

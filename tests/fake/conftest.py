@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 
 import pytest
-from conformance.raw import Grpc, Http, Memory
+from conformance.raw import Grpc
 from models import MODELS
 
 from triton_zerocopy.testing import FakeTriton
@@ -36,21 +36,8 @@ def fake(served, leaves_nothing):
 
 
 @pytest.fixture
-def rpc(fake):
-    with Grpc(fake.grpc_url) as rpc:
-        yield rpc
-
-
-@pytest.fixture
-def web(fake):
-    with Http(fake.http_url) as web:
-        yield web
-
-
-@pytest.fixture
-def memory():
-    with Memory() as memory:
-        yield memory
+def asked(fake):
+    return fake
 
 
 @pytest.fixture

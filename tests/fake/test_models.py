@@ -129,10 +129,9 @@ def own():
 
 
 @pytest.fixture
-def rpc(own):
-    with Grpc(own.grpc_url) as rpc:
-        yield rpc
-        own.clear()
+def asked(own):
+    yield own
+    own.clear()
 
 
 def test_a_model_by_hand(rpc):

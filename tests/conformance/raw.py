@@ -98,6 +98,10 @@ class Gate:
         wait_until(lambda: not self._shut.exists())
 
 
+def in_use(name):
+    return "INTERNAL", f"Cannot unregister shared memory region '{name}', it is currently in use."
+
+
 def tensor(name="INPUT0", datatype="FP32", shape=(4,), *, data=None, at=None):
     """Describe an input: its bytes, or where they are as (region, byte size, offset)."""
     return {"name": name, "datatype": datatype, "shape": list(shape), "data": data, "at": at}
@@ -175,8 +179,19 @@ class Grpc:
             byte_size=byte_size,
         )
 
+    def is_unregistered(self, name):
+        """Unregister a region, if the server is done with it."""
+        try:
+            self("SystemSharedMemoryUnregister", name=name)
+        except Refused as refused:
+            if refused.answer != in_use(name):
+                raise
+            return False
+        return True
+
     def unregister(self, name):
-        self("SystemSharedMemoryUnregister", name=name)
+        """The same as soon as it is: that may be a moment after the last answer."""
+        wait_until(lambda: self.is_unregistered(name))
 
     def registered(self):
         return dict(self("SystemSharedMemoryStatus").regions)

@@ -11,8 +11,8 @@ from .raw import (
     Grpc,
     Http,
     Memory,
-    Refused,
     floats,
+    in_use,
     output,
     placed,
     tensor,
@@ -29,27 +29,13 @@ def gate():
         yield gate
 
 
-def in_use(name):
-    return "INTERNAL", f"Cannot unregister shared memory region '{name}', it is currently in use."
-
-
-def is_unregistered(rpc, name):
-    """Unregister a region, if the server is done with it."""
-    try:
-        rpc.unregister(name)
-    except Refused as refused:
-        assert refused.answer == in_use(name)
-        return False
-    return True
-
-
 @pytest.fixture
 def slot(rpc, memory):
     """A region for one request, unregistered by the test or else afterwards."""
     name = f"s-{secrets.token_hex(8)}"
     rpc.register(name, memory)
     yield name
-    wait_until(lambda: is_unregistered(rpc, name))
+    rpc.unregister(name)
 
 
 @pytest.fixture
@@ -113,10 +99,10 @@ def test_a_request_that_was_given_up_writes_late(server, rpc, slot, memory, gate
         expected = "DEADLINE_EXCEEDED" if way == "deadline" else "CANCELLED"
         assert call.refusal()[0] == expected
     for _ in range(3):
-        assert not is_unregistered(rpc, slot)
+        assert not rpc.is_unregistered(slot)
     assert memory.floats(2, 64) == [0, 0]
     gate.open()
-    wait_until(lambda: is_unregistered(rpc, slot))
+    wait_until(lambda: rpc.is_unregistered(slot))
     assert memory.floats(2, 64) == DONE, "it was unregistered after the late write"
 
 
@@ -133,9 +119,9 @@ def test_a_client_of_http_that_leaves_cancels_nothing(server, rpc, slot, memory,
         body = json.dumps({"inputs": inputs, "outputs": outputs})
         leaving.send("POST", "/v2/models/gate/infer", body)
         gate.wait_until_reached()
-    assert not is_unregistered(rpc, slot)
+    assert not rpc.is_unregistered(slot)
     gate.open()
-    wait_until(lambda: is_unregistered(rpc, slot))
+    wait_until(lambda: rpc.is_unregistered(slot))
     assert memory.floats(2, 64) == DONE
 
 
@@ -146,7 +132,7 @@ def begin_queued(rpc, gate, memory):
         rpc.register(name, memory)
         inputs = [tensor(shape=(2,), at=(name, 8, 0)), gate.input]
         call = rpc.begin_infer("gate", inputs, [output(at=(name, 8, 64))])
-        if not is_unregistered(rpc, name):
+        if not rpc.is_unregistered(name):
             return name, call
         # The server had not looked at it yet.
         assert call.refusal()[0] == "NOT_FOUND"
@@ -180,7 +166,7 @@ def test_a_queued_request_that_was_given_up_runs(rpc, slot, gate, begin):
         first.result()
         second_gate.wait_until_reached()
         second_gate.open()
-        wait_until(lambda: is_unregistered(rpc, name))
+        rpc.unregister(name)
         assert other.floats(2, 64) == DONE
 
 
@@ -196,7 +182,7 @@ def test_each_tensor_refers_to_its_region(rpc, slot, memory, gate, begin):
     for answer in answers:
         answer.result()
     assert memory.floats(80, 128) == [i + 1 for i in range(20) for _ in range(4)]
-    assert not is_unregistered(rpc, slot)
+    assert not rpc.is_unregistered(slot)
     gate.open()
     call.result()
     rpc.unregister(slot)

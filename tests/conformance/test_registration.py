@@ -8,7 +8,7 @@ import secrets
 
 import pytest
 
-from .raw import PAGE, Memory, floats, output, tensor
+from .raw import PAGE, Memory, floats, output, tensor, wait_until
 
 SYSTEM = "/v2/systemsharedmemory"
 CUDA = "/v2/cudasharedmemory"
@@ -148,7 +148,7 @@ def test_both_protocols_know_the_same_regions(rpc, web, memory, name):
     memory.write(floats(1, 2, 3, 4))
     rpc.infer(inputs=[tensor(at=(name, 16, 0))], outputs=[output(at=(name, 16, 64))])
     assert memory.floats(4, 64) == [2, 3, 4, 5]
-    web("POST", f"{SYSTEM}/region/{name}/unregister")
+    wait_until(lambda: web("POST", f"{SYSTEM}/region/{name}/unregister")[0] == 200)
     assert not rpc.is_registered(name)
 
 

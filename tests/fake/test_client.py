@@ -12,6 +12,7 @@ from models import MODELS
 from support import drop_owners, needs_strings, until, url_of
 
 import triton_zerocopy as tz
+from triton_zerocopy._transports.base import ServerError
 from triton_zerocopy.testing import FakeTriton, Fault
 from triton_zerocopy.testing._faults import Garbage
 
@@ -257,6 +258,19 @@ async def test_a_failure_after_its_caller_left_is_nobodys(fake):
         gc.collect()
         assert not complaints
         await works(model)
+
+
+async def test_a_call_about_the_server_ends_when_its_time_is_up(fake, transport):
+    """The transports see to that; for infer calls, which nobody may take back, the client does."""
+    async with tz.Client(url_of(fake, transport)) as client, asyncio.timeout(20):
+        await client.wait_ready()
+        await fake.ainject(*[Fault(rpc, hold=True) for rpc in ("ServerReady", "ServerMetadata")])
+        away = client._runtime.transport
+        for ask in (away.is_ready, away.server_info):
+            with pytest.raises(ServerError) as raised:
+                await ask(timeout=0.05)
+            assert raised.value.code == "DEADLINE_EXCEEDED"
+        await fake.arelease()
 
 
 @pytest.mark.parametrize("code", ["INTERNAL", "INVALID_ARGUMENT", "NOT_FOUND", "UNIMPLEMENTED"])

@@ -33,6 +33,11 @@ _CHANNEL_OPTIONS: Final = (
     ("grpc.max_reconnect_backoff_ms", 500),
     # In spite of its name, how long one attempt to connect may take at least.
     ("grpc.min_reconnect_backoff_ms", 5000),
+    # Nothing that gRPC can do besides: retries, statistics, compression, limits of sizes. Each is a
+    # step of every call (gRPC core, grpc/impl/channel_arg_names.h).
+    ("grpc.minimal_stack", 1),
+    # That calls end when their time is up is to be asked for then; 1.81 to 1.85 do so anyway.
+    ("grpc.enable_deadline_checking", 1),
     # Each client owns its connection, instead of sharing it through a process-wide pool.
     ("grpc.use_local_subchannel_pool", 1),
 )

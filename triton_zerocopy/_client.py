@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from ._adoption import AdoptedTensor, adopt_tensor, find_device
 from ._cuda.foreign import is_device_tensor
@@ -16,14 +16,16 @@ from ._memory import MemoryChoice
 from ._model import Model
 from ._opening import Opening
 from ._options import USE_DEFAULT, UseDefault, make_options, seconds
+from ._own_regions import OwnRegions
 from ._places import calling_place
+from ._plain_clients import grpc_client, http_client
 from ._reaper import Reclaimed
 from ._regions.base import Region, RegionTensor
 from ._results import InferResult
 from ._retry import RetryPolicy
 from ._runtime import Runtime, RuntimeState
 from ._server_versions import quirks_of
-from ._settings import Settings, check_memory, make_settings
+from ._settings import check_memory, make_settings
 from ._slots import SlotRange
 from ._transports.base import Parameter, ServerError
 from ._urls import SslOptions
@@ -129,7 +131,7 @@ class Client:
         )
         self._memory = MemoryChoice(self._runtime)
         self._models: set[Model] = set()
-        self._regions: set[Region] = set()
+        self._regions = OwnRegions(self._runtime)
         self._triton: InferenceServerClient | HttpInferenceServerClient | None = None
         self._closing: asyncio.Task[None] | None = None
 
@@ -182,7 +184,7 @@ class Client:
         self._runtime.check_usable()
         if self._triton is None:
             settings = self._runtime.settings
-            make = _http_client if settings.target.is_http else _grpc_client
+            make = http_client if settings.target.is_http else grpc_client
             self._triton = make(settings)
         return self._triton
 
@@ -294,7 +296,7 @@ class Client:
             if device is None:
                 await self._memory.uses_shm("system")
             regions = self._runtime.regions
-            return await self._handed_out(
+            return await self._regions.hand_out(
                 regions.new_region(byte_size, device, is_public=True, place=place)
             )
 
@@ -335,30 +337,10 @@ class Client:
             device = await self._memory.device(f"cuda:{await find_device(self._runtime, tensor)}")
             assert device is not None
             ref = await adopt_tensor(self._runtime, device, tensor, place)
-            await self._handed_out(self._runtime.regions.registered(ref.region))
+            await self._regions.hand_out(self._runtime.regions.registered(ref.region))
             return ref
 
         return Opening(opened)
-
-    async def _handed_out(self, making: Coroutine[Any, Any, Region]) -> Region:
-        """Return a region that is being made; if nobody waits any more, it is closed again."""
-
-        async def make() -> Region:
-            region = await making
-            self._regions.add(region)
-            region.when_closed(self._regions.discard)
-            return region
-
-        task = self._runtime.spawn(make())
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            task.add_done_callback(self._give_back)
-            raise
-
-    def _give_back(self, task: asyncio.Task[Region]) -> None:
-        if not task.cancelled() and task.exception() is None:
-            self._runtime.spawn(task.result().aclose())
 
     async def infer(
         self,
@@ -476,19 +458,10 @@ class Client:
     async def _close(self, limit: float | None) -> None:
         deadline = None if limit is None else asyncio.get_running_loop().time() + limit
         ends: list[Awaitable[None]] = [model.aclose(limit) for model in list(self._models)]
-        ends += [self._close_region(region, limit) for region in list(self._regions)]
-        await asyncio.gather(*ends, return_exceptions=True)
+        await asyncio.gather(*ends, *self._regions.ends(limit), return_exceptions=True)
         if self._triton is not None:
             await self._triton.close()
         await self._runtime.aclose(deadline)
-
-    async def _close_region(self, region: Region, limit: float | None) -> None:
-        try:
-            async with asyncio.timeout(limit):
-                await region.aclose()
-        except TimeoutError:
-            logger.warning("%r was closed while a call still used it", region)
-            self._runtime.regions.abandon(region)
 
     async def __aenter__(self) -> Self:
         self._runtime.check_usable()
@@ -501,25 +474,3 @@ class Client:
         return (
             self._runtime.settings.timeout if isinstance(timeout, UseDefault) else seconds(timeout)
         )
-
-
-def _grpc_client(settings: Settings) -> InferenceServerClient:
-    from tritonclient.grpc.aio import InferenceServerClient
-
-    from ._transports.grpc import channel_credentials
-
-    credentials = None if settings.ssl is None else channel_credentials(settings.ssl)
-    return InferenceServerClient(settings.target.address, creds=credentials)
-
-
-def _http_client(settings: Settings) -> HttpInferenceServerClient:
-    from tritonclient.http.aio import InferenceServerClient
-
-    from ._transports.http import ssl_context
-
-    target, ssl = settings.target, settings.ssl
-    if target.path:
-        raise InputError("tritonclient speaks no HTTP over Unix sockets; use a host and a port")
-    if ssl is None:
-        return InferenceServerClient(target.address)
-    return InferenceServerClient(target.address, ssl=True, ssl_context=ssl_context(ssl))

@@ -34,6 +34,7 @@ from ._regions.base import Region, begin_calls
 from ._registration import ENSEMBLE_REST
 from ._runtime import ON_LOOP_BYTES, Runtime
 from ._slot_memory import SlotMemory
+from ._slot_returns import SlotReturns
 from ._slot_states import SlotState
 from ._slots import Slot, SlotRange
 from ._transports.base import InferReply
@@ -88,6 +89,7 @@ class Engine:
             name=f"model {name!r}",
         )
         self._memory = SlotMemory(runtime.regions, device, rests=is_ensemble)
+        self._returns = SlotReturns(runtime, self.pool, self._memory, device, self.unhold)
         self.leases: set[object] = set()
         """Those whose block was entered and not left."""
         self._slots: set[Slot] = set()
@@ -133,62 +135,9 @@ class Engine:
         if slot.holds:
             return
         if slot.is_doubtful or slot.lease_root is not None:
-            self._decide(slot)
+            self._returns.decide(slot)
         else:
             self.pool.release(slot)
-
-    def _decide(self, slot: Slot) -> None:
-        """Nobody holds a slot that was lent, or whose call ended without an answer."""
-        if not slot.is_settled:
-            self._settle(slot)
-            return
-        if slot.region is None:
-            slot.is_doubtful = False  # nothing of it is shared
-        if slot.is_doubtful:
-            self.pool.quarantine(slot)
-            self.runtime.spawn(self._fence(slot))
-        elif slot.when_arrays_die(lambda: self._arrays_died(slot)):
-            self.pool.park(slot)
-        else:
-            slot.forget_lease()  # settled, and nobody has an array
-            self.pool.release(slot)
-
-    def _arrays_died(self, slot: Slot) -> None:
-        # In any thread, maybe in the middle of anything: only leave a message.
-        device, streams = self.device, slot.lent_streams
-        if device is not None and streams:
-            # What other libraries queued on them may still be going to read them.
-            is_quiet = partial(self._is_quiet, slot)
-            device.post(lambda: device.streams.when_settled(streams, is_quiet))
-        else:
-            self._is_quiet(slot, None)
-
-    def _is_quiet(self, slot: Slot, error: BaseException | None) -> None:
-        move = self._unpark if error is None else self.pool.retire
-        try:
-            self._loop.call_soon_threadsafe(move, slot)
-        except RuntimeError:
-            pass  # the loop is closed, and the client with it
-
-    def _unpark(self, slot: Slot) -> None:
-        slot.forget_lease()
-        self.pool.unpark(slot)
-
-    def _settle(self, slot: Slot) -> None:
-        """Wait for what other libraries queued on arrays of the slot; then decide again."""
-        slot.is_settled = True
-        if self.device is None or not slot.lent_streams:
-            slot.holds += 1
-            self.unhold(slot)
-            return
-
-        def settled(future: asyncio.Future[None]) -> None:
-            # A GPU that cannot even be waited for proves nothing.
-            slot.is_doubtful |= future.cancelled() or future.exception() is not None
-            self.unhold(slot)
-
-        slot.holds += 1
-        self.device.settle(slot.lent_streams).add_done_callback(settled)
 
     async def offload(
         self, slot: Slot, work: Callable[[], Result], byte_size: int, *, must_finish: bool = False
@@ -323,25 +272,7 @@ class Engine:
             slot.holds += 1
             self._loop.call_at(slot.rest_until, self.unhold, slot)
 
-    # Giving up
-
-    async def _fence(self, slot: Slot) -> None:
-        try:
-            await self._memory.drop(slot)
-        except ServerUnavailable as error:
-            # The slot gets another region once the server answers.
-            logger.warning(
-                "a call of %s ended without an answer; its memory is kept until the server "
-                "answers: %s",
-                self.pool,
-                error,
-            )
-        except RegistrationError as error:
-            logger.warning("a slot of %s is given up: %s", self.pool, error)
-            self.pool.retire(slot)
-            return
-        slot.is_doubtful = False
-        self.pool.restore(slot)
+    # Closing
 
     async def aclose(self, timeout: float | None) -> None:
         """Refuse new calls, let the running ones end, and give all memory back.

@@ -411,7 +411,7 @@ async def test_a_region_that_nobody_closed_warns(cuda_server):
     client = tz.Client(cuda_server.grpc_url)
     region = await client.region(4096, memory="cuda:0")
     name = region.name
-    client._regions.clear()
+    client._regions._open.clear()
     await asyncio.sleep(0)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

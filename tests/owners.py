@@ -42,7 +42,7 @@ async def calling(seconds, tag=1, **options):
     return client, model, task
 
 def owner_of(client):
-    return client._runtime.regions._owner.id
+    return client._runtime.regions.ownership.owner.id
 """
 
 

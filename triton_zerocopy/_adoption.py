@@ -51,7 +51,7 @@ async def adopt_tensor(runtime: Runtime, device: Device, tensor: Any, place: str
         raise InputError(f"{_WHERE}: a tensor without elements has no memory")
     if not view.is_contiguous:
         raise InputError(f"{_WHERE}: the tensor's elements do not lie one after another")
-    owner = await runtime.regions.own()
+    owner = await runtime.regions.ownership.get()
     facts, raw_handle = await device.ask(lambda: export(view))
     region = AdoptedRegion(
         device,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol, TypeVar
 
 from ._cuda.device import Device
@@ -17,23 +17,21 @@ from ._endings import public_error
 from ._errors import ForkedClientError, RegistrationError, ServerUnavailable
 from ._leftovers import Leftovers
 from ._making import Making
-from ._outliving import outlive
-from ._owners import Owner, Unrecorded
+from ._ownership import Ownership, Shop
 from ._regions.base import Region, RegionHost
 from ._regions.budget import Budget
 from ._regions.cuda import make_region
 from ._regions.names import new_name
-from ._regions.system import SystemRegion, explain
+from ._regions.system import SystemRegion
 from ._registration import (
+    LAST_WORDS,
     is_known,
     is_let_go,
     may_have_arrived,
     register,
     unregister,
 )
-from ._settings import Settings
 from ._transports.base import ServerError, Transport
-from ._urls import server_key
 
 logger = logging.getLogger("triton_zerocopy")
 
@@ -42,10 +40,9 @@ Result = TypeVar("Result")
 FENCE_TIMEOUT: Final = 30.0  # seconds to wait until a server lets go of a region
 
 
-class Workshop(Protocol):
+class Workshop(Shop, Protocol):
     """What a keeper needs from its client."""
 
-    settings: Settings
     budget: Budget
 
     @property
@@ -53,8 +50,6 @@ class Workshop(Protocol):
     @property
     def transport(self) -> Transport: ...
     def check_usable(self) -> None: ...
-    def submit(self, work: Callable[[], Result]) -> asyncio.Future[Result]: ...
-    def spawn(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]: ...
     async def run_copy(self, copy: Callable[[], Any], byte_size: int) -> Any: ...
 
 
@@ -64,14 +59,15 @@ class RegionKeeper:
     Args:
         shop: the client's shared part.
         first_used: called when the first region is about to be made.
+
+    Attributes:
+        ownership: who owns the regions.
     """
 
     def __init__(self, shop: Workshop, first_used: Callable[[], object]) -> None:
         self._shop = shop
-        self._first_used = first_used
         self._pid = os.getpid()
-        self._owner: Owner | None = None
-        self._owning: asyncio.Task[Owner] | None = None
+        self.ownership = Ownership(shop, first_used)
         self._kept: list[Region] = []
         self._leftovers = Leftovers(self._settle)
         # One for each region that is being given back: its memory will be there in a moment.
@@ -88,46 +84,6 @@ class RegionKeeper:
     async def run_copy(self, copy: Callable[[], Any], byte_size: int) -> Any:
         """Run a copy, in a thread if it is large."""
         return await self._shop.run_copy(copy, byte_size)
-
-    # Ownership
-
-    async def own(self, *, needs_files: bool = False) -> Owner:
-        """Return the ownership of this client's regions; its file is made at the first time.
-
-        Args:
-            needs_files: True if nothing can be shared where that file cannot be made. Memory
-                of a GPU can.
-
-        Raises:
-            CapacityError, RegionError: the file could not be made.
-        """
-        is_lacking = needs_files and isinstance(self._owner, Unrecorded)
-        if self._owner is None or is_lacking:
-            if self._owning is None:
-                self._owning = self._shop.spawn(self._begin_owning(needs_files))
-            return await outlive(self._owning)
-        return self._owner
-
-    async def _begin_owning(self, needs_files: bool) -> Owner:
-        settings = self._shop.settings
-        owner: Owner
-        try:
-            owner = await self._shop.submit(
-                lambda: Owner(
-                    server_key(settings.target), mode=settings.shm_mode, gid=settings.shm_gid
-                )
-            )
-        except OSError as error:
-            problem = explain(error, os.sysconf("SC_PAGE_SIZE"))
-            if needs_files:
-                raise problem from error
-            logger.warning("if this process is killed, its regions stay registered: %s", problem)
-            owner = Unrecorded()
-        finally:
-            self._owning = None
-        self._owner = owner
-        self._first_used()
-        return owner
 
     # Making
 
@@ -151,7 +107,7 @@ class RegionKeeper:
         """
         settings = self._shop.settings
         await self._leftovers.ask()
-        owner = await self.own(needs_files=device is None)
+        owner = await self.ownership.get(needs_files=device is None)
         if rests:
             await self._shop.submit(owner.note_rest)
         host = self if is_public else None
@@ -196,6 +152,9 @@ class RegionKeeper:
         """Make a new region known to the server, or give it back."""
         try:
             await self._register(region)
+        except asyncio.CancelledError:
+            await self._take_back(region)
+            raise
         except BaseException as error:
             if may_have_arrived(error):
                 self._leftovers.add(region)
@@ -204,9 +163,21 @@ class RegionKeeper:
             raise
         return region
 
+    async def _take_back(self, region: Region) -> None:
+        """The client, or its event loop, ends while a region is registered."""
+        is_over = False
+        try:
+            async with asyncio.timeout(LAST_WORDS):
+                is_over = await self._settle(region)
+        except (TimeoutError, RegistrationError, ServerUnavailable):
+            pass
+        finally:
+            if not is_over:
+                self._leftovers.add(region)
+
     async def make_known(self, region: Region) -> None:
         """Register a region again, under a new name: a name is never used twice."""
-        owner = await self.own()
+        owner = await self.ownership.get()
         owner.names.discard(region.name)
         region.name = new_name(owner.id)
         try:
@@ -233,7 +204,7 @@ class RegionKeeper:
 
     async def _register(self, region: Region) -> None:
         self._check_process()
-        owner = await self.own()
+        owner = await self.ownership.get()
         owner.names.add(region.name)
         try:
             await register(self._shop.transport, region)
@@ -248,7 +219,7 @@ class RegionKeeper:
         """Unregister a region and wait until the server let go of it."""
         self._check_process()
         await unregister(self._shop.transport, region, timeout=FENCE_TIMEOUT)
-        self._note_forgotten(region)
+        self.ownership.forget(region.name)
 
     async def dispose(self, region: Region) -> None:
         """Unregister a region, then free it. Without proof that the server let go, it is kept.
@@ -275,17 +246,13 @@ class RegionKeeper:
         self._check_process()
         is_over = await is_let_go(self._shop.transport, region)
         if is_over:
-            self._note_forgotten(region)
+            self.ownership.forget(region.name)
             await self._free(region)
         return is_over
 
     async def _free(self, region: Region) -> None:
         await self._shop.submit(region.free)
         await region.freed()
-
-    def _note_forgotten(self, region: Region) -> None:
-        if self._owner is not None:
-            self._owner.names.discard(region.name)
 
     def abandon(self, region: Region) -> None:
         """Give up a region that a call still uses, as the client closes.
@@ -335,5 +302,4 @@ class RegionKeeper:
             )
         for region in left:
             await self._shop.submit(region.give_up)
-        if self._owner is not None:
-            await self._shop.submit(self._owner.release)
+        await self.ownership.release()

@@ -26,6 +26,9 @@ from ._regions.system import SystemRegion
 from ._transports.base import ServerError, Transport
 
 CALL_TIMEOUT: Final = 10.0  # seconds for one call of the control plane
+LAST_WORDS: Final = 0.5
+"""Seconds to tell the server that regions are gone, when the time to close is over."""
+
 _POLL: Final = 0.005  # seconds between two looks at a region that is in use
 
 CUDA_CAUSES: Final = (
@@ -48,6 +51,8 @@ async def register(transport: Transport, region: Region) -> None:
     Raises:
         SharedMemoryDisabled, ServerCannotSeeMemory, RegistrationError: it refused.
         ServerUnavailable: it did not answer.
+
+    Cancellation: the server may know the region.
     """
     try:
         if isinstance(region, CudaRegion):
@@ -68,10 +73,6 @@ async def register(transport: Transport, region: Region) -> None:
         if isinstance(problem, ServerUnavailable) and not _never_arrived(error):
             await _take_back(transport, region, problem)
         raise problem from error
-    except asyncio.CancelledError as error:
-        # The loop is shutting down and cancels even what no caller can.
-        await _take_back(transport, region, error)
-        raise
 
 
 def may_have_arrived(problem: BaseException) -> bool:
@@ -88,7 +89,7 @@ def _never_arrived(error: ServerError) -> bool:
     return ending_of(error) is Ending.NOT_RUN
 
 
-async def _take_back(transport: Transport, region: Region, why: BaseException) -> None:
+async def _take_back(transport: Transport, region: Region, why: ServerUnavailable) -> None:
     """Unregister a region that may or may not have been registered."""
     try:
         await ask_to_forget(transport, region)

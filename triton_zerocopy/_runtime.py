@@ -22,6 +22,7 @@ from ._reaper import Reaper
 from ._recycling import Recycler
 from ._region_keeper import RegionKeeper
 from ._regions.budget import Budget
+from ._registration import LAST_WORDS
 from ._settings import Settings
 from ._specs import ModelSpec
 from ._transports.base import ServerError, ServerInfo, Transport
@@ -35,9 +36,6 @@ Result = TypeVar("Result")
 ON_LOOP_BYTES: Final = 10 << 20
 """Copies up to this many bytes stay on the loop: at some 10 GB/s they take less than a
 millisecond, while handing one to a thread and back costs 0.1 to 0.2 ms."""
-
-_LAST_WORDS: Final = 0.5
-"""Seconds to tell the server that regions are gone, when the time to close is over."""
 
 
 class RuntimeState(enum.Enum):
@@ -233,4 +231,4 @@ class Runtime:
             self._threads.shutdown(wait=True)
 
     def _left(self, deadline: float | None) -> float | None:
-        return None if deadline is None else max(_LAST_WORDS, deadline - self.loop.time())
+        return None if deadline is None else max(LAST_WORDS, deadline - self.loop.time())

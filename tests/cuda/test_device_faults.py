@@ -17,6 +17,7 @@ from pathlib import Path
 import emulated_cuda
 import numpy as np
 import pytest
+from chaos.proxy import Proxy
 from emulated_cuda import arrays
 from emulated_cuda.server import CudaServer
 from models import MODELS
@@ -423,6 +424,25 @@ async def test_a_region_that_nobody_closed_warns(cuda_server):
     await client.aclose()
     async with tz.Client(cuda_server.grpc_url) as other:
         assert (await other.reap()).registrations == 1
+    devices._devices[0]._pinned.clear()
+    devices._devices[0].post(lambda: None)
+
+
+async def test_a_close_while_memory_is_made_known_does_not_free_it(cuda_server, emulation):
+    """The server may have it open by then."""
+    with Proxy(cuda_server.grpc_url) as proxy:
+        client = tz.Client(proxy.url)
+        async with client.region(4096, memory="cuda:0"):
+            pass
+        proxy.black_hole()
+        making = asyncio.create_task(client.region(4096, memory="cuda:0").__aenter__())
+        await until(lambda: emulation.live("library").device == 1)
+        await until(lambda: len(client._runtime.regions.ownership.owner.names) == 1)
+        await client.aclose(timeout=0.05)
+        await asyncio.wait([making])
+        assert emulation.live("library").device == 1
+        proxy.heal("reset")
+    drop_owners(proxy.url)
     devices._devices[0]._pinned.clear()
     devices._devices[0].post(lambda: None)
 

@@ -136,3 +136,28 @@ async def test_a_close_while_a_slot_is_in_quarantine_is_bounded(fake):
     async with tz.Client(fake.grpc_url) as other:
         assert (await other.reap()).registrations == 1
     assert owner_files(fake.grpc_url) == set()
+
+
+async def test_a_close_while_a_region_is_made_known_is_bounded(leaves_nothing, caplog):
+    """The server may know it by then, so it is not the client's to forget."""
+    async with FakeTriton({"fixed": MODELS["fixed"]}) as server:
+        client = tz.Client(server.grpc_url)
+        model = await client.model("fixed", slots=2)
+        await works(model)
+        await server.ainject(Fault("SystemSharedMemoryRegister", before="answering", hold=True))
+        making = asyncio.create_task(client.region(64).__aenter__())
+        await until(lambda: len(own_regions()) == 2)
+        await until(lambda: len(server.state().registered) == 2)
+        server.freeze()
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        await client.aclose(timeout=0.2)
+        assert loop.time() - start < 5
+        await asyncio.wait([making])
+        assert own_regions() == set()
+        assert "2 regions stay registered" in caplog.text
+        server.thaw()
+        async with tz.Client(server.grpc_url) as other:
+            assert (await other.reap()).registrations == 2
+        assert (await server.astate()).registered == []
+        assert owner_files(server.grpc_url) == set()

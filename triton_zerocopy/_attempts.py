@@ -14,20 +14,31 @@ anything else                     never
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Sequence
+from typing import Final, Protocol
 
+from ._datatypes import Shape
 from ._endings import Ending, ending_of, is_unreached, outgrown_output, public_error
+from ._engine import Engine
 from ._errors import CapacityError, ServerUnavailable
 from ._requests import Request
 from ._retry import Retries
 from ._slots import Slot
+from ._specs import ModelSpec
 from ._transports.base import CallOptions, ServerError
-
-if TYPE_CHECKING:
-    from ._executor import Executor
 
 _MOST: Final = 8
 """A repeatable call grows its outputs this often at most; each doubles, so it is plenty."""
+
+
+class Caller(Protocol):
+    """The `Executor` whose call it is."""
+
+    engine: Engine
+    spec: ModelSpec
+    is_repeatable: bool
+
+    def outgrew(self, name: str, shapes: Sequence[Shape], byte_size: int) -> None: ...
 
 
 class Attempts:
@@ -40,7 +51,7 @@ class Attempts:
 
     __slots__ = ("_count", "_executor", "_may_move", "_retries", "_was_renewed")
 
-    def __init__(self, executor: Executor, *, may_move: bool) -> None:
+    def __init__(self, executor: Caller, *, may_move: bool) -> None:
         self._executor = executor
         self._may_move = may_move
         self._count = 0

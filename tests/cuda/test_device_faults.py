@@ -500,14 +500,14 @@ async def test_a_device_tensor_that_has_no_place(client):
 async def test_what_is_copied_is_kept_until_it_is(client, emulation):
     """Also when its caller left: neither end of a queued copy is used for anything else."""
     async with client.model("fixed", slots=1) as model:
+        await model.infer({"INPUT0": X})  # the slot has memory from here on
         stream = arrays.Stream()
         with arrays.current_stream(stream), emulation.hold(int(stream)) as gate:
             given = arrays.from_numpy(X)
+            emulation.forget_calls()
             call = asyncio.create_task(model.infer({"INPUT0": given}))
             del given
-            await until(lambda: model.statistics().in_use == 1)
-            for _ in range(5):
-                await asyncio.sleep(0.001)
+            await until(lambda: emulation.calls("cudaMemcpyAsync"))
             call.cancel()
             await asyncio.wait([call])  # awaiting it would keep its frames in a traceback
             assert call.cancelled()

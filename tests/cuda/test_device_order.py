@@ -328,6 +328,7 @@ async def test_a_closed_region_has_given_its_memory_back(client, gpu, emulation)
 async def test_cancelled_while_the_gpu_copies(client, gpu):
     """The caller is released at once; the slot when the copy is done."""
     async with client.model("fixed", slots=1) as model:
+        await model.infer({"INPUT0": X})  # the slot has memory from here on
         with gpu.stream() as stream:
             x = gpu.tensor(X)
             with gpu.block(stream) as gate:

@@ -14,17 +14,15 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 import numpy as np
 
 from .._datatypes import Array
 from .._errors import CudaError
 from . import cudart
-
-if TYPE_CHECKING:
-    from .countdown import Countdown
-    from .device import Device
+from .countdown import Countdown
+from .streams import Streams
 
 BLOCK: Final = 4 << 20
 """Bytes that are moved in one go: enough to hide what a step costs."""
@@ -37,10 +35,19 @@ _THREADS: Final = max(1, min(4, (os.cpu_count() or 2) - 1))
 _POLL: Final = 1.0  # seconds, between two looks whether the process ends
 
 
+class Host(Protocol):
+    """The `Device` that this belongs to."""
+
+    streams: Streams
+    is_stopped: bool
+
+    def post(self, job: Callable[[], None]) -> None: ...
+
+
 class Staging:
     """The pinned blocks of one device, and the threads that fill and empty them."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Host) -> None:
         self._device = device
         self._threads: ThreadPoolExecutor | None = None
         self._free: queue.SimpleQueue[int | BaseException] = queue.SimpleQueue()

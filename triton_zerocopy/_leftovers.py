@@ -20,6 +20,7 @@ from typing import Final
 
 from ._errors import RegistrationError, ServerUnavailable
 from ._regions.base import Region
+from ._registration import LAST_WORDS
 
 _SHORTEST: Final = 0.05  # seconds between two times of asking
 _LONGEST: Final = 1.0
@@ -94,14 +95,21 @@ class Leftovers:
 
         Args:
             timeout: seconds to wait for requests that still use some, and for a server that
-                does not answer; None for ever.
+                does not answer; None for ever. One that cannot be reached is not waited for,
+                but that a link broke just now says little.
         """
         self._is_closed = True
         await _end(self._worker)
+        loop = asyncio.get_running_loop()
+        enough = loop.time() + LAST_WORDS
         try:
             async with asyncio.timeout(timeout):
                 while self._regions:
-                    await self.ask()
+                    try:
+                        await self.ask()
+                    except ServerUnavailable:
+                        if loop.time() >= enough:
+                            raise
                     if self._regions:
                         await asyncio.sleep(_SHORTEST)
         except (TimeoutError, ServerUnavailable):

@@ -69,6 +69,7 @@ async def test_cut_after_some_bytes(proxy, witness, load, direction, by):
             proxy.stop_after(load.rng.randint(1, 3000), direction, by=by)
             async with asyncio.timeout(20):
                 while proxy.ends == ends:
+                    await load.revive()  # over the cut before
                     await asyncio.sleep(0.001)
         await load.stop()
         await load.at_peace(model)

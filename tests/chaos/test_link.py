@@ -12,9 +12,10 @@ from chaos.proxy import ANSWERS, REQUESTS
 pytestmark = pytest.mark.anyio
 
 
-async def in_flight(model, count=1):
+async def in_flight(load, model, count):
     async with asyncio.timeout(20):
         while model.statistics().in_flight < count:
+            await load.revive()
             await asyncio.sleep(0)
 
 
@@ -25,7 +26,7 @@ async def test_cut_in_mid_call(proxy, witness, load, by):
         load.start(model, longest=0.05)
         for _ in range(8):
             await load.some("ok", 10)
-            await in_flight(model, 2)
+            await in_flight(load, model, 2)
             proxy.cut(by)
         await load.stop()
         await load.at_peace(model)
@@ -87,7 +88,7 @@ async def test_a_black_hole_and_then_a_cut(proxy, witness, load, directions, by)
             proxy.black_hole(*directions)
             await load.some("timed out", 10)
             # All slots are in it; what one of them gets registered there is no call.
-            await in_flight(model, 1)
+            await in_flight(load, model, 1)
             assert model.statistics().available == 0
             proxy.heal(by)
         await load.some("ok", 20)
@@ -126,7 +127,7 @@ async def test_cut_and_the_server_killed_at_once(unruly, proxy, witness, load):
     async with tz.Client(proxy.url) as client, client.model("work", slots=4) as model:
         load.start(model)
         await load.some("ok", 20)
-        await in_flight(model, 2)
+        await in_flight(load, model, 2)
         proxy.black_hole()
         await load.some("timed out", 5)
         await unruly.akill()
@@ -147,7 +148,7 @@ async def test_closing_in_a_black_hole(unruly, proxy, witness, load):
     load.start(model, callers=4)
     await load.some("ok", 20)
     proxy.black_hole()
-    await in_flight(model, 4)
+    await in_flight(load, model, 4)
     before = loop.time()
     await client.aclose(timeout=0.3)
     assert loop.time() - before < 3

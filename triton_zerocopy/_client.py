@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
@@ -33,8 +32,6 @@ from ._urls import SslOptions
 if TYPE_CHECKING:
     from tritonclient.grpc.aio import InferenceServerClient
     from tritonclient.http.aio import InferenceServerClient as HttpInferenceServerClient
-
-logger = logging.getLogger("triton_zerocopy")
 
 _READY_POLL = 0.05  # seconds between two questions whether the server is ready
 

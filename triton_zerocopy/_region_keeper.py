@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Iterable
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol
 
 from ._cuda.device import Device
 from ._endings import public_error
@@ -34,8 +34,6 @@ from ._registration import (
 from ._transports.base import ServerError, Transport
 
 logger = logging.getLogger("triton_zerocopy")
-
-Result = TypeVar("Result")
 
 FENCE_TIMEOUT: Final = 30.0  # seconds to wait until a server lets go of a region
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import logging
 import os
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,8 +27,6 @@ from ._specs import ModelSpec
 from ._transports.base import ServerError, ServerInfo, Transport
 from ._transports.grpc import GrpcTransport
 from ._transports.http import HttpTransport
-
-logger = logging.getLogger("triton_zerocopy")
 
 Result = TypeVar("Result")
 

@@ -228,6 +228,12 @@ async def test_a_long_literal_next_to_a_tensor(client, gpu, tensor_is):
                 assert np.array_equal(gpu.host(tensor), [[1, 1]])
 
 
+async def others_go_on(model):
+    for _ in range(20):
+        result = await model.infer({"INPUT0": X + 1})
+        assert np.array_equal(await result.numpy("OUTPUT0"), X + 2)
+
+
 async def test_one_calls_producer_does_not_hold_up_another_call(client, gpu):
     async with client.model("fixed") as model:
         with gpu.stream() as stream:
@@ -236,9 +242,7 @@ async def test_one_calls_producer_does_not_hold_up_another_call(client, gpu):
                 gpu.fill_(x, 8)
                 call = asyncio.create_task(model.infer({"INPUT0": x}))
                 await turns()
-                for _ in range(20):
-                    result = await model.infer({"INPUT0": X})
-                    assert np.array_equal(await result.numpy("OUTPUT0"), X + 1)
+                await others_go_on(model)
                 gate.open()
                 await call
 
@@ -266,9 +270,7 @@ async def test_a_producers_stream_without_a_name_does_not_hold_up_another_call(c
             call = asyncio.create_task(model.infer({"INPUT0": x}))
             await until(lambda: model.statistics().in_use == 1)
             await turns()
-            for _ in range(20):
-                result = await model.infer({"INPUT0": X + 1})
-                assert np.array_equal(await result.numpy("OUTPUT0"), X + 2)
+            await others_go_on(model)
             assert not call.done()
         result = await call
         assert np.array_equal(await result.numpy("OUTPUT0"), X + 1)
@@ -283,9 +285,7 @@ async def test_a_leases_stream_without_a_name_does_not_hold_up_another_call(clie
             async with model.lease() as lease:
                 await lease.infer({"INPUT0": X})
                 lease.release_after(stream)
-            for _ in range(20):
-                result = await model.infer({"INPUT0": X + 1})
-                assert np.array_equal(await result.numpy("OUTPUT0"), X + 2)
+            await others_go_on(model)
             assert model.statistics().in_use == 1
         await until(lambda: model.statistics().in_use == 0)
 
@@ -297,9 +297,7 @@ async def test_freeing_memory_does_not_hold_up_a_call(client, gpu):
         region = await client.region(4096, memory="cuda:0")
         with gpu.stream() as stream, gpu.block(stream):
             closing = asyncio.create_task(region.aclose())
-            for _ in range(20):
-                result = await model.infer({"INPUT0": X})
-                assert np.array_equal(await result.numpy("OUTPUT0"), X + 1)
+            await others_go_on(model)
             assert not closing.done()
         await closing
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 
 import pytest
-from conformance.raw import Grpc, Http, Memory, floats, output, placed, strings, tensor, wait_until
+from conformance.raw import Http, floats, output, placed, strings, tensor, wait_until
 from models import MODELS
 
 from triton_zerocopy.testing import FakeTriton, Fault
@@ -21,18 +21,11 @@ def gpu():
 
 
 @pytest.fixture
-def rpc(gpu):
-    with Grpc(gpu.grpc_url) as rpc:
-        yield rpc
-        gpu.clear()
-        assert not gpu.state().registered
-        assert not gpu.state().mapped
-
-
-@pytest.fixture
-def memory():
-    with Memory() as memory:
-        yield memory
+def asked(gpu):
+    yield gpu
+    gpu.clear()
+    assert not gpu.state().registered
+    assert not gpu.state().mapped
 
 
 def handle_of(memory):
